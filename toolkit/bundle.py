@@ -1,0 +1,458 @@
+"""The bundle: one directory that holds a detector, its engines, its thresholds and where all of it came from.
+
+    bottle.adedge/
+      bundle.json            this file's `Manifest`: schema version, specs, thresholds, provenance, sha256 of every file
+      bundle.sig             optional Ed25519 signature of bundle.json (see `adedge.signing`)
+      weights.safetensors    the trained networks
+      training.json          digests of the pictures it was trained on, loss history
+      golden.npz             frames with the maps and scores that PyTorch gave them
+      model.<precision>.onnx, scored.<precision>.onnx
+      ranges.json            INT8 ranges and the digest of the pictures they come from
+      engines/<target>-<precision>/  the plan and engine.json
+      reports/
+
+Nothing is read from a bundle before its digest was checked, and nothing is ever half-written: `edit` works on a linked
+copy beside the bundle and exchanges the two directories when everything is on disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from adedge.errors import BundleError
+from adedge.specs import InputSpec, Model, ScoreSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+SIGNATURE = "bundle.sig"
+
+
+class FileRecord(Model):
+    """What a file of the bundle must be: its sha256 (hex) and size in bytes."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Normalisation(Model):
+    """Mean and standard deviation of held-out good pictures' raw scores under PyTorch: z = (score - mean) / std.
+
+    For display and comparison only; verdicts and metrics use raw scores.
+    """
+
+    mean: float
+    std: float = Field(gt=0)
+    pictures: int = Field(ge=2)
+
+
+class Threshold(Model):
+    """A frame is anomalous when its raw score exceeds ``value``.
+
+    Split-conformal: with ``pictures`` held-out good pictures a further good picture exceeds it with probability at
+    most ``false_alarm_rate``. ``data_digest`` names the pictures.
+    """
+
+    value: float
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    pictures: int = Field(ge=1)
+    data_digest: str
+
+
+class Difference(Model):
+    """How far a graph or engine is from PyTorch on the golden frames.
+
+    ``map_error`` and ``score_error`` are maximum absolute differences of raw anomaly maps and scores. ``flips`` counts
+    frames whose verdict differs; ``auroc_change`` is AUROC here minus AUROC of PyTorch. Both are None where thresholds
+    or labels do not exist yet.
+    """
+
+    map_error: float
+    score_error: float
+    frames: int
+    flips: int | None = None
+    auroc_change: float | None = None
+
+
+class Graph(Model):
+    """One ONNX file: which network it is a precision of, and how far it is from PyTorch."""
+
+    file: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    with_scoring: bool
+    weights_sha256: str
+    ranges_sha256: str | None = None
+    difference: Difference | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Provenance(Model):
+    """Where a bundle comes from."""
+
+    created: str
+    data: str
+    data_digest: str
+    seed: int
+    budget: str
+    device: str
+    versions: dict[str, str]
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Manifest(Model):
+    """The contents of bundle.json.
+
+    ``network`` holds the arguments that rebuild the networks (see `adedge.methods`). ``thresholds`` is keyed
+    "<backend>/<precision>", with "pytorch/fp32" as the reference that flips are counted against; ``graphs`` by file
+    stem, for example "model.int8"; ``files`` by path inside the bundle with forward slashes.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    variant: str
+    network: dict[str, str | int | float | bool]
+    input: InputSpec
+    score: ScoreSpec
+    normalisation: Normalisation | None = None
+    thresholds: dict[str, Threshold] = {}
+    graphs: dict[str, Graph] = {}
+    provenance: Provenance
+    files: dict[str, FileRecord] = {}
+
+    def but(self, **changes: Any) -> Manifest:
+        """A copy with ``changes``, validated."""
+        return Manifest.model_validate({**self.model_dump(), **changes})
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Bundle:
+    """A bundle opened for reading: its path and validated manifest.
+
+    Immutable. `edit` replaces the directory as a whole; open the bundle again to see the result.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """Read and validate bundle.json; digests are checked when a file is asked for (`file`, `verify`).
+
+        Raises `BundleError` where there is no bundle, or bundle.json is damaged or of another schema version.
+        """
+        path = Path(path)
+        _recover(path)
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise BundleError(f"{path} {what}: give the directory that 'adedge train' wrote")
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from error
+        return Bundle(path, _parse(text, path))
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file of this name."""
+        return name in self.manifest.files
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after checking its size and sha256.
+
+        Raises `BundleError` where the file is not listed, missing, or not the file that was written.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(f"{self.path} has no {name}: {_REMEDY.get(name.split('.')[0], 'make it first')}")
+        path = self.path / name
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path} is missing although {MANIFEST} lists it: restore the bundle from a copy")
+        if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
+            raise BundleError(
+                f"{path} is not the file that was written (its sha256 differs from {MANIFEST}): "
+                "restore the bundle from a copy"
+            )
+        return path
+
+    def verify(self) -> list[str]:
+        """Check every digest and look for files that no record names; one sentence for each problem found."""
+        problems = []
+        for name in self.manifest.files:
+            try:
+                self.file(name)
+            except BundleError as error:
+                problems.append(str(error))
+        known = {*self.manifest.files, MANIFEST, SIGNATURE}
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if not path.is_dir() and name not in known:
+                problems.append(f"{path} is not listed in {MANIFEST}: remove it, or restore the bundle from a copy")
+        return problems
+
+    def json(self, name: str) -> Any:
+        """Parse a JSON file of the bundle after checking its digest."""
+        try:
+            return json.loads(self.file(name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{self.path / name} is not valid JSON: {error}") from error
+
+    @contextmanager
+    def edit(self) -> Iterator[Draft]:
+        """Change the bundle: all of it when the block ends, nothing of it when the block raises.
+
+            with bundle.edit() as draft:
+                draft.write("golden.npz", data)
+                draft.manifest = draft.manifest.but(normalisation=normalisation)
+
+        A signature is dropped, since it no longer holds. Raises `BundleError` where another process is writing the
+        bundle, where it changed since it was opened, or where the disk is full.
+        """
+        with _locked(self.path):
+            if (self.path / MANIFEST).read_bytes() != _encode(self.manifest):
+                raise BundleError(f"{self.path} changed while this command was running: run it again")
+            with _staged(self.path, self.manifest, existing=True) as draft:
+                yield draft
+
+
+class Draft:
+    """The next state of a bundle: files are written to a directory beside it, ``manifest`` may be reassigned."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._touched: set[str] = set()
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        """Write one file; its digest is recorded when the edit ends."""
+        path = self.path(name)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write one file as indented JSON."""
+        return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def path(self, name: str) -> Path:
+        """Where to write file ``name``: the old one is unlinked first, so the bundle in use keeps its copy."""
+        path = self.directory / name
+        if not path.resolve().is_relative_to(self.directory.resolve()):
+            raise BundleError(f"'{name}' would lie outside the bundle")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._touched.add(name)
+        return path
+
+    def add(self, name: str, source: Path) -> Path:
+        """Copy a finished file into the bundle."""
+        target = self.path(name)
+        shutil.copyfile(source, target)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a whole folder."""
+        path = self.directory / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        """Record digests of what was written, forget what was removed, write the manifest, flush all to disk."""
+        files: dict[str, FileRecord] = {}
+        for path in sorted(self.directory.rglob("*")):
+            name = path.relative_to(self.directory).as_posix()
+            if path.is_dir() or name in (MANIFEST, SIGNATURE):
+                continue
+            old = self.manifest.files.get(name)
+            if old is not None and name not in self._touched:
+                files[name] = old
+            else:
+                _flush(path)
+                files[name] = FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+        self.manifest = self.manifest.but(files={k: v.model_dump() for k, v in files.items()})
+        manifest = self.path(MANIFEST)
+        manifest.write_bytes(_encode(self.manifest))
+        _flush(manifest)
+        _flush(self.directory)
+
+
+@contextmanager
+def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[Draft]:
+    """Write a new bundle at ``path``, whole or not at all.
+
+    Raises `BundleError` where something is there already and ``overwrite`` was not asked for; only a bundle is ever
+    replaced, never another kind of directory.
+    """
+    path = Path(path)
+    check_creatable(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _staged(path, manifest, existing=False) as draft:
+        yield draft
+
+
+def check_creatable(path: Path, *, overwrite: bool) -> None:
+    """Say early, before hours of training, that a bundle cannot be written at ``path``."""
+    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is not a bundle: choose another name")
+    if (path / MANIFEST).is_file() and not overwrite:
+        raise BundleError(f"{path} already holds a bundle: choose another name, or add --overwrite")
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise BundleError(f"{parent} is not writable: choose another place for the bundle")
+
+
+_REMEDY: Mapping[str, str] = {
+    "model": "run 'adedge export' (and 'adedge calibrate' for INT8) first",
+    "scored": "run 'adedge export --with-scoring' first",
+    "ranges": "run 'adedge calibrate' first",
+    "golden": "run 'adedge train' again",
+    "weights": "run 'adedge train' again",
+}
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+
+
+def _parse(text: str, path: Path) -> Manifest:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{path / MANIFEST} is not valid JSON ({error}): restore the bundle from a copy") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path / MANIFEST} has schema version {version}; this adedge reads {SCHEMA_VERSION}: "
+            "use the adedge that wrote it, or train again"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path / MANIFEST} is damaged at '{where}': {first['msg']}") from error
+
+
+@contextmanager
+def _staged(path: Path, manifest: Manifest, *, existing: bool) -> Iterator[Draft]:
+    """A directory beside ``path`` that takes its place when the block ends, and vanishes when it raises."""
+    _sweep(path)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent))
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    try:
+        staging.chmod(0o755)
+        if existing:
+            shutil.copytree(path, staging, dirs_exist_ok=True, copy_function=_link)
+            (staging / SIGNATURE).unlink(missing_ok=True)
+        draft = Draft(staging, manifest)
+        yield draft
+        draft._finish()
+        _exchange(staging, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _disk_error(path: Path, error: OSError) -> BundleError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BundleError(f"the disk that holds {path} is full: free some space; the bundle is as it was")
+    return BundleError(f"{path} cannot be written ({error}): the bundle is as it was")
+
+
+def _link(source: str, target: str) -> None:
+    """Hard link where the file system has them, copy where it has not (FAT on an SD card)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def _exchange(staging: Path, path: Path) -> None:
+    """Put ``staging`` where ``path`` is. Atomic: one rename, or Linux's exchange where something is there already."""
+    if not path.exists():
+        staging.rename(path)
+        return
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        renameat2 = None
+    if renameat2 is not None:
+        result = renameat2(_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE)
+        if result == 0:
+            return
+    # Old kernels and some network file systems lack the exchange: two renames, and `_recover` for the gap between.
+    backup = path.with_name(f".{path.name}.previous")
+    path.rename(backup)
+    staging.rename(path)
+    shutil.rmtree(backup, ignore_errors=True)
+
+
+def _recover(path: Path) -> None:
+    """Undo an exchange that was cut off between its two renames."""
+    backup = path.with_name(f".{path.name}.previous")
+    if backup.is_dir() and not path.exists():
+        backup.rename(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left beside the bundle."""
+    for leftover in path.parent.glob(f".{path.name}.*.*"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the bundle's directory for writing; a second writer is refused at once."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"another adedge command is writing {path}: wait for it to end") from None
+        if os.fstat(descriptor).st_ino != path.stat().st_ino:
+            raise BundleError(f"{path} changed while this command was running: run it again")
+        yield
+    finally:
+        os.close(descriptor)

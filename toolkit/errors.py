@@ -1,0 +1,59 @@
+"""Every error adedge raises on purpose.
+
+Each message says what is wrong, where, and what to do; the command line prints it as one line and exits with
+``exit_code``.
+
+AdedgeError                 1   a job failed
+├── UsageError              2   the call itself is wrong
+├── BundleError             1   a bundle is missing, damaged, stale or not signed
+├── EngineError             1   an engine cannot be built, loaded or executed here
+├── SourceError             1   a camera, video or folder gives no frames
+├── DataError               1   pictures, masks or labels cannot be used
+├── GateError               1   a result is worse than the stated tolerance
+└── MissingDependency       1   an optional package is not installed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AdedgeError(Exception):
+    """Root of all errors raised on purpose; ``exit_code`` is what the command line exits with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(AdedgeError):
+    """The call itself is wrong: an unknown name, options that contradict each other."""
+
+    exit_code = 2
+
+
+class BundleError(AdedgeError):
+    """A bundle is missing, damaged, tampered with, stale, or not signed as required."""
+
+
+class EngineError(AdedgeError):
+    """An engine cannot be built, loaded or executed on this machine."""
+
+
+class SourceError(AdedgeError):
+    """A camera, video or folder gives no frames, or stopped giving them."""
+
+
+class DataError(AdedgeError):
+    """Pictures, masks, labels or numbers cannot be used."""
+
+
+class GateError(AdedgeError):
+    """A measured result is worse than the tolerance that was asked for."""
+
+
+class MissingDependency(AdedgeError):  # noqa: N818 - the name says what to do about it
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'adedge[{extra}]'")
+        self.package = package
+        self.extra = extra

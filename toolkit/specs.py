@@ -1,0 +1,150 @@
+"""What a network expects and how its outputs become a map and a score: the two contracts every executor keeps.
+
+Both are frozen pydantic models and travel in ``bundle.json``. Training (PyTorch), a CPU (OpenCV) and a GPU (CUDA) each
+execute the same specification.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adedge.errors import UsageError
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+class Model(BaseModel):
+    """Base of everything stored in a bundle: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tiling(Model):
+    """Large pictures are cut into overlapping tiles whose maps are merged by maximum.
+
+    ``tile`` and ``stride`` are in pixels. The last tile of a row or column is moved inwards so that it ends at the
+    border: every pixel is covered, and no tile contains padding.
+    """
+
+    tile: int = Field(ge=8)
+    stride: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _overlap(self) -> Tiling:
+        if self.stride > self.tile:
+            raise ValueError(f"stride {self.stride} exceeds tile {self.tile}: pixels between tiles would go unseen")
+        return self
+
+
+class InputSpec(Model):
+    """From a frame (uint8, H x W x C, BGR or grey as OpenCV reads it) to the network's input (float32, N x C x H x W).
+
+    x = (pixel * scale - mean) / std per channel, in ``color`` order. ``resize`` "stretch" resizes the frame to
+    ``height`` x ``width`` (bilinear, half-pixel centres, no antialiasing); "tile" keeps the frame's resolution and
+    cuts tiles as ``tiling`` says (then tiling.tile = height = width).
+    """
+
+    height: int = Field(ge=8)
+    width: int = Field(ge=8)
+    channels: Literal[1, 3]
+    color: Literal["rgb", "bgr", "gray"]
+    scale: float = Field(default=1 / 255, gt=0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: Literal["stretch", "tile"] = "stretch"
+    tiling: Tiling | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputSpec:
+        if (self.channels == 1) != (self.color == "gray"):
+            raise ValueError(f"{self.channels} channel(s) do not fit color '{self.color}'")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, self.channels):
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channel(s)")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        if (self.resize == "tile") != (self.tiling is not None):
+            raise ValueError("resize 'tile' and a tiling come together")
+        if self.tiling is not None and not self.tiling.tile == self.height == self.width:
+            raise ValueError(f"tile {self.tiling.tile} must equal height {self.height} and width {self.width}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one network input."""
+        return self.channels, self.height, self.width
+
+
+class Dssim(Model):
+    """Map = DSSIM of the network's two output images, (1 - SSIM) / 2, uniform window, mean over channels."""
+
+    kind: Literal["dssim"] = "dssim"
+    window: int = Field(default=7, ge=3)
+    data_range: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _odd(self) -> Dssim:
+        if self.window % 2 == 0:
+            raise ValueError(f"the DSSIM window must be odd, not {self.window}")
+        return self
+
+
+class ReadyMap(Model):
+    """The network's first output already is the anomaly map (N x H x W, or N x 1 x H x W)."""
+
+    kind: Literal["map"] = "map"
+
+
+class Uniform(Model):
+    """Mean over a ``size`` x ``size`` window."""
+
+    kind: Literal["uniform"] = "uniform"
+    size: int = Field(ge=2)
+
+
+class Gaussian(Model):
+    """Gaussian filter, ``sigma`` in pixels, truncated at 4 sigma."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    sigma: float = Field(gt=0)
+
+
+class Opening(Model):
+    """Greyscale morphological opening with an ellipse of ``size`` x ``size`` (size 3: a cross)."""
+
+    kind: Literal["opening"] = "opening"
+    size: int = Field(default=3, ge=3)
+
+
+Comparison = Annotated[Dssim | ReadyMap, Field(discriminator="kind")]
+Filter = Annotated[Uniform | Gaussian | Opening, Field(discriminator="kind")]
+
+
+class ScoreSpec(Model):
+    """How network outputs become an anomaly map and a score: compare, filter in order, reduce.
+
+    Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect"). ``reduce``
+    is taken over the pixels at least ``margin`` from the border; "mean" over "valid DSSIM windows" is margin = window // 2.
+    """
+
+    comparison: Comparison
+    filters: tuple[Filter, ...] = ()
+    reduce: Literal["max", "mean"] = "max"
+    margin: int = Field(default=0, ge=0)
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """'fp32,int8' -> ("fp32", "int8"). Raises `UsageError` naming the known ones."""
+    chosen = []
+    for part in text.split(","):
+        name = part.strip().lower()
+        if name not in PRECISIONS:
+            raise UsageError(f"unknown precision '{part}': choose from {', '.join(PRECISIONS)}")
+        chosen.append(name)
+    return tuple(chosen)  # type: ignore[arg-type]  # checked against PRECISIONS above
