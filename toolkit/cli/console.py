@@ -1,0 +1,60 @@
+"""What every command shows the same way: progress bars, tables and notes, on stderr so that stdout stays data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+Step = Callable[[int, int, str], None]
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Step]:
+    """A progress bar with elapsed and remaining time; yields the callback ``step(done, total, text)``.
+
+    Not a terminal (a log file, CI): one line at each tenth instead of a bar.
+    """
+    if not console.is_terminal:
+        shown = -1
+
+        def log(done: int, total: int, text: str) -> None:
+            nonlocal shown
+            tenth = 10 * done // max(total, 1)
+            if tenth > shown:
+                shown = tenth
+                console.print(f"{title}: {done}/{total} {text}")
+
+        yield log
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[text]}"),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def step(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, text=text)
+
+        yield step
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal."""
+    console.print(text)
+
+
+def warn(text: str) -> None:
+    """One line that should not be missed."""
+    console.print(f"[yellow]warning:[/yellow] {text}")
