@@ -110,7 +110,7 @@ class Provenance(Model):
     budget: str
     device: str
     versions: dict[str, str]
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
 class Manifest(Model):
@@ -128,10 +128,10 @@ class Manifest(Model):
     input: InputSpec
     score: ScoreSpec
     normalisation: Normalisation | None = None
-    thresholds: dict[str, Threshold] = {}
-    graphs: dict[str, Graph] = {}
+    thresholds: dict[str, Threshold] = Field(default_factory=dict)
+    graphs: dict[str, Graph] = Field(default_factory=dict)
     provenance: Provenance
-    files: dict[str, FileRecord] = {}
+    files: dict[str, FileRecord] = Field(default_factory=dict)
 
     def but(self, **changes: Any) -> Manifest:
         """A copy with ``changes``, validated."""
@@ -282,7 +282,7 @@ class Draft:
 
     def _finish(self) -> None:
         """Record digests of what was written, forget what was removed, write the manifest, flush all to disk."""
-        files: dict[str, FileRecord] = {}
+        files: dict[str, FileRecord] = Field(default_factory=dict)
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
             if path.is_dir() or name in (MANIFEST, SIGNATURE):

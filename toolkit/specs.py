@@ -43,7 +43,7 @@ class Tiling(Model):
 
 
 class InputSpec(Model):
-    """From a frame (uint8, H x W x C, BGR or grey as OpenCV reads it) to the network's input (float32, N x C x H x W).
+    """From a frame (uint8, H x W x C, BGR or grey) to the network's input (float32, N x C x H x W).
 
     x = (pixel * scale - mean) / std per channel, in ``color`` order. ``resize`` "stretch" resizes the frame to
     ``height`` x ``width`` (bilinear, half-pixel centres, no antialiasing); "tile" keeps the frame's resolution and
@@ -129,8 +129,9 @@ Filter = Annotated[Uniform | Gaussian | Opening, Field(discriminator="kind")]
 class ScoreSpec(Model):
     """How network outputs become an anomaly map and a score: compare, filter in order, reduce.
 
-    Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect"). ``reduce``
-    is taken over the pixels at least ``margin`` from the border; "mean" over "valid DSSIM windows" is margin = window // 2.
+    Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect").
+    ``reduce`` is taken over the pixels at least ``margin`` from the border: the mean over valid DSSIM windows is margin
+    = window // 2.
     """
 
     comparison: Comparison

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -14,18 +16,20 @@ from adedge.errors import AdedgeError
 app = typer.Typer(
     name="adedge",
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a visual anomaly detector on pictures of good parts, compile it for the edge, and prove that the "
-    "engine decides as the model did.\n\ntrain -> export -> calibrate -> build-engine -> run / benchmark; "
-    "every command reads a bundle (a directory) and adds to it.",
+    "engine decides as the model did.\n\n"
+    "train → export → calibrate → build-engine → run / benchmark: every command reads a bundle (a directory) "
+    "and adds to it. "
+    "`adedge demo` shows the whole path. Add `--debug` to any command to see a traceback.",
 )
 
+# Each module adds its command to `app`; the order is the order of use, and the order in --help.
+COMMANDS = ("demo", "train", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
 
-def _register() -> None:
-    # Imported for their decorators: each adds its command to `app`, in the order in which they are used.
-    from adedge.cli import train  # noqa: F401
+INTERRUPTED = 130  # what shells use for a process that Ctrl-C ended
 
 
 def main() -> None:
@@ -34,22 +38,43 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, _interrupt)
-    _register()
+    for command in COMMANDS:
+        if importlib.util.find_spec(f"adedge.cli.{command}") is None:
+            continue
+        importlib.import_module(f"adedge.cli.{command}")
     try:
-        code = app(standalone_mode=True)
+        code = _invoke()
     except AdedgeError as error:
         if debug:
             raise
         sys.stderr.write(f"adedge: {error}\n")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("adedge: interrupted; nothing was left half-written\n")
-        sys.exit(130)
+        code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left (| head): not an error of ours, and Python must not complain at exit either.
+        # The reader of our output left (| head): no error of ours, and Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
     sys.exit(code)
+
+
+def _invoke() -> int:
+    """Run the chosen command; only wrong calls are handled here, as the command-line library words them."""
+    try:
+        result = app(standalone_mode=False)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return INTERRUPTED
+    except Exception as error:
+        # Typer may carry its own copy of click; what both mark a wrong call with is `show` and `exit_code`.
+        show = getattr(error, "show", None)
+        if show is None or isinstance(error, AdedgeError):
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return result if isinstance(result, int) else 0
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

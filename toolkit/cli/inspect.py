@@ -1,0 +1,130 @@
+"""`adedge inspect`: what a bundle holds, where it comes from, and whether every file is as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from adedge.bundle import Bundle, Difference
+from adedge.cli import app
+from adedge.cli.console import output
+from adedge.errors import BundleError
+
+
+@app.command("inspect")
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to look into.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by this key."),
+    ] = None,
+) -> None:
+    """Show what a bundle holds and verify the digest of every file in it.
+
+    Exits with 1 and one line for each problem where a file was changed, is missing, or does not belong there.
+    """
+    from adedge.signing import require, signer_of
+
+    opened = Bundle.open(bundle)
+    if require_signature is not None:
+        require(opened, require_signature)
+    problems = opened.verify()
+    engines = _engines(opened)
+    if as_json:
+        record = opened.manifest.model_dump(mode="json")
+        record.update(
+            engines=engines,
+            problems=problems,
+            signed_by=signer_of(opened),
+            signature_checked=require_signature is not None,
+        )
+        output.print_json(json.dumps(record))
+    else:
+        _show(opened, engines, signer_of(opened), checked=require_signature is not None)
+    if problems:
+        raise BundleError("; ".join(problems))
+
+
+def _engines(bundle: Bundle) -> dict[str, Any]:
+    """engine.json of every engine whose file is intact, keyed by its folder."""
+    found = {}
+    for name in bundle.manifest.files:
+        if name.startswith("engines/") and name.endswith("/engine.json"):
+            try:
+                found[name.split("/")[1]] = bundle.json(name)
+            except BundleError:
+                continue  # `verify` reports it
+    return found
+
+
+def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checked: bool) -> None:
+    manifest = bundle.manifest
+    spec, source = manifest.input, manifest.provenance
+    size = sum(record.bytes for record in manifest.files.values())
+    filters = " → ".join(f"{f.kind} {getattr(f, 'size', getattr(f, 'sigma', ''))}" for f in manifest.score.filters)
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    facts.add_row("bundle", f"{bundle.path}  ({len(manifest.files)} files, {size / 1e6:.1f} MB)")
+    facts.add_row("method", f"{manifest.method}, variant {manifest.variant}")
+    facts.add_row("input", f"{spec.width} × {spec.height} × {spec.channels} {spec.color}, {spec.resize}")
+    comparison = manifest.score.comparison
+    window = f" {comparison.window} × {comparison.window}" if comparison.kind == "dssim" else ""
+    facts.add_row(
+        "score",
+        " → ".join(part for part in (comparison.kind + window, filters, manifest.score.reduce) if part),
+    )
+    facts.add_row("trained on", f"{source.data}, seed {source.seed}, budget {source.budget}, {source.created}")
+    facts.add_row("data digest", source.data_digest)
+    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in sorted(source.versions.items())))
+    signed = (
+        "no"
+        if signer is None
+        else f"by {signer}" + (" (verified)" if checked else " (not verified: add --require-signature KEY.pub)")
+    )
+    facts.add_row("signed", signed)
+    output.print(facts)
+
+    if manifest.graphs:
+        table = _table("graph", "opset", "outputs", "map error", "score error", "flips", "ΔAUROC")
+        for name, graph in sorted(manifest.graphs.items()):
+            table.add_row(name, str(graph.opset), ", ".join(graph.outputs), *_difference(graph.difference))
+        output.print(table)
+    if engines:
+        table = _table("engine", "library", "path", "map error", "score error", "flips", "ΔAUROC")
+        for name, record in sorted(engines.items()):
+            test = record.get("self_test")
+            difference = Difference.model_validate(test) if test else None
+            table.add_row(
+                name,
+                str(record.get("library_version", "")),
+                str(record.get("path", "")),
+                *_difference(difference),
+            )
+        output.print(table)
+    if manifest.thresholds:
+        table = _table("threshold of", "value", "false alarms at most", "good pictures")
+        for name, threshold in sorted(manifest.thresholds.items()):
+            table.add_row(name, f"{threshold.value:.6g}", f"{threshold.false_alarm_rate:.2%}", str(threshold.pictures))
+        output.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _difference(difference: Difference | None) -> tuple[str, str, str, str]:
+    if difference is None:
+        return "–", "–", "–", "–"
+    flips = "–" if difference.flips is None else f"{difference.flips} of {difference.frames}"
+    change = "–" if difference.auroc_change is None else f"{difference.auroc_change:+.4f}"
+    return f"{difference.map_error:.2e}", f"{difference.score_error:.2e}", flips, change
