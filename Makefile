@@ -1,0 +1,42 @@
+# Two commands, each from nothing: `make demo` shows the whole path, `make test` checks it.
+# PYTHON: the interpreter to build the environment with (3.10 or newer). VENV: where to put it.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+INSTALLED = $(VENV)/.installed
+
+.PHONY: demo test lint format wheel clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/adedge demo --output $(DEMO)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadscope
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	.ci/typecheck $(VENV)/bin/python
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+wheel: $(INSTALLED)
+	rm -rf build dist
+	$(VENV)/bin/python -m build
+	.ci/test-wheel $(VENV)/bin/python
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "adedge needs Python 3.10 or newer, and $(PYTHON) is older: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@echo "installing adedge with PyTorch (several gigabytes, some minutes) ..."
+	$(VENV)/bin/python -m pip install --quiet --progress-bar off --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist $(DEMO)

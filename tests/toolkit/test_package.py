@@ -1,0 +1,116 @@
+"""The package as users get it: light to import, complete, and with rooms that respect each other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {
+    "adedge": "toolkit",
+    "adedge.export": "export",
+    "adedge.runtime": "runtime",
+    "adedge.calibration": "calibration",
+    "adedge.benchmarks": "benchmarks",
+}
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "matplotlib", "skimage"}
+FILES = sorted(path for room in ROOMS.values() for path in (ROOT / room).rglob("*.py"))
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules loaded by a statement in a fresh interpreter."""
+    code = f"import sys, json; {statement}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def imports_of(path: Path, *, everywhere: bool) -> set[str]:
+    """Full names that a file imports: at its top level, or everywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def test_importing_adedge_loads_nothing_heavy() -> None:
+    assert loaded_by("import adedge") & (HEAVY | {"typer", "numpy", "cv2", "pydantic"}) == set()
+
+
+def test_command_line_loads_nothing_heavy() -> None:
+    commands = "; ".join(f"import adedge.cli.{p.stem}" for p in sorted((ROOT / "toolkit/cli").glob("*.py")) if p.stem[0] != "_")
+    assert loaded_by(commands) & HEAVY == set()
+
+
+def test_runtime_loads_no_training_framework() -> None:
+    modules = [f"adedge.runtime.{p.stem}" for p in sorted((ROOT / "runtime").glob("*.py")) if p.stem != "__init__"]
+    assert modules
+    statement = "; ".join(f"import {module}" for module in modules)
+    assert loaded_by(statement) & (HEAVY - {"onnxruntime"}) == set()
+
+
+def test_bundles_are_opened_without_a_training_framework() -> None:
+    statement = "import adedge.bundle, adedge.signing, adedge.scoring, adedge.metrics, adedge.datasets, adedge.pictures"
+    assert loaded_by(statement) & HEAVY == set()
+
+
+MAY_IMPORT = {
+    "runtime": {"adedge.runtime"},
+    "calibration": {"adedge.calibration"},
+    "benchmarks": {"adedge.benchmarks", "adedge.runtime"},
+    "export": {"adedge.export", "adedge.calibration", "adedge.runtime"},
+    "toolkit": set(),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_rooms_import_only_what_the_design_allows(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    if path.is_relative_to(ROOT / "toolkit/cli"):
+        return  # the command line alone may import every room
+    others = {name for name in ROOMS if name != "adedge"} | {"adedge.cli"}
+    for name in imports_of(path, everywhere=True):
+        parent = ".".join(name.split(".")[:2])
+        assert parent not in others - MAY_IMPORT[room], f"{path} imports {name}"
+    if room == "runtime":
+        assert not {n.split(".")[0] for n in imports_of(path, everywhere=True)} & {"torch", "torchvision", "onnx"}
+        assert not {n for n in imports_of(path, everywhere=True) if n.startswith(("adedge.methods", "adedge.training"))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_is_ever_unpickled(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not imports_of(path, everywhere=True) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    assert "allow_pickle=True" not in text
+    assert "weights_only=False" not in text
+
+
+def test_every_folder_with_modules_is_in_the_wheel() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    found = set()
+    for name, room in ROOMS.items():
+        for module in (ROOT / room).rglob("__init__.py"):
+            inner = module.parent.relative_to(ROOT / room).parts
+            found.add(".".join((name, *inner)))
+    assert declared == found
+
+
+@pytest.mark.parametrize("room", [*ROOMS.values()])
+def test_a_room_imported_by_its_folder_name_is_refused(room: str) -> None:
+    result = subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "import this package as 'adedge" in result.stderr
