@@ -1,0 +1,71 @@
+"""`adedge demo`: the whole path on a real photograph, by the same commands that a user would type."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adedge.cli import app
+from adedge.cli.console import console, note
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@app.command("demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that the demo makes.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of crops, defects and training.")] = 0,
+    frames: Annotated[int, typer.Option(help="Length of the video, in frames.")] = 240,
+) -> None:
+    """Train, export, calibrate, build, run and benchmark on a photograph that scikit-image ships.
+
+    Takes at most ten minutes on two cores. Interrupted, it goes on where it stopped when it is called again; delete
+    the output folder to start afresh.
+    """
+    from adedge.synthesis import DEMO, write_demo_dataset
+
+    started = time.monotonic()
+    data, bundle, report = output / "data", output / f"{DEMO.texture}.adedge", output / "report"
+    output.mkdir(parents=True, exist_ok=True)
+    note(f"[bold]cutting pictures of {DEMO.texture} into {data}[/bold]")
+    write_demo_dataset(data, texture=DEMO.texture, seed=seed)
+    if not (bundle / "bundle.json").is_file():
+        _adedge("train", "oesdn", data, "-o", bundle, "--seed", seed, *DEMO.train_options)
+    _adedge("export", bundle, "--with-scoring")
+    _adedge("calibrate", bundle, data, "--false-alarm-rate", DEMO.false_alarm_rate)
+    for precision in PRECISIONS:
+        _adedge("build-engine", bundle, "--target", "onnxruntime", "--precision", precision)
+    for precision in PRECISIONS:
+        _adedge("build-engine", bundle, "--target", "tensorrt-rtx", "--precision", precision)
+    source = f"synthetic:{DEMO.texture}?seed={seed}&frames={frames}"
+    results = (
+        "--video",
+        output / "inspection.mp4",
+        "--jsonl",
+        output / "verdicts.jsonl",
+        "--rejects",
+        output / "rejects",
+    )
+    _adedge("run", bundle, source, "--target", "onnxruntime", "--precision", "fp32", *results)
+    _adedge("benchmark", bundle, "--data", data, "-o", report)
+    _adedge("inspect", bundle)
+    note(f"done in {(time.monotonic() - started) / 60:.1f} minutes; look at:")
+    for path in (report / "report.html", output / "inspection.mp4", output / "rejects"):
+        note(f"  {path}")
+
+
+def _adedge(*arguments: object) -> None:
+    """Run one adedge command as a user would, showing it; its failure ends the demo with the same exit code."""
+    words = [str(argument) for argument in arguments]
+    console.print(f"[bold green]$[/bold green] [bold]adedge {shlex.join(words)}[/bold]")
+    result = subprocess.run([sys.executable, "-m", "adedge", *words])
+    if result.returncode != 0:
+        raise typer.Exit(result.returncode)
