@@ -1,0 +1,335 @@
+"""AE + OE-SDN, "Unsupervised Anomaly Detection Using Style Distillation" (Chung et al., IEEE Access 2020).
+
+An autoencoder (AE) reconstructs its input through a bottleneck: it blurs good pictures a little (style) and turns bad
+ones into good ones (content). A large network without bottleneck (OE-SDN) learns to imitate the first but, kept honest
+by pictures that are not good, not the second. The anomaly map is the DSSIM of the two outputs (equation 6).
+
+Variants: ``oe-sdn``; ``sdn``, the same without outlier exposure (lambda = 0); ``ae``, the DSSIM of input and
+reconstruction (equation 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from adedge.auxiliary import TRANSFORMS
+from adedge.methods import NetworkArguments, Objective, Plan, Stage
+from adedge.specs import Dssim, InputSpec, Model, ScoreSpec, Tiling, Uniform
+from adedge.torch_scoring import dssim_loss, msd_loss
+
+Variant = Literal["oe-sdn", "sdn", "ae"]
+Architecture = Literal["dense", "convolutional"]
+Auxiliary = Literal[
+    "rotation",
+    "vertical-flip",
+    "horizontal-flip",
+    "shear",
+    "gaussian-noise",
+    "gaussian-blur",
+    "svd-blur",
+    "reconstruction",
+    "adversarial-noise",
+]
+
+SLOPE = 0.005  # of every LeakyReLU in the autoencoders
+
+
+# --- networks ------------------------------------------------------------------------------------------------------
+
+
+class DenseAutoencoder(nn.Module):
+    """Fully connected autoencoder of small pictures: 128-64-32-10 units and back, no activation at the end.
+
+    (N, C, H, W) -> (N, C, H, W), H = W = ``size``.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.shape = (channels, size, size)
+        pixels = channels * size * size
+        widths = (pixels, 128, 64, 32, 10, 32, 64, 128, pixels)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(SLOPE)]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct x."""
+        y: Tensor = self.layers(x.flatten(1))
+        return y.view(-1, *self.shape)
+
+
+class ConvolutionalAutoencoder(nn.Module):
+    """Convolutional autoencoder of large pictures (Figure 5): (N, C, H, W) -> the same, H and W multiples of 16.
+
+    Two convolutions a block and a last convolution of 1x1 are choices: the paper gives the filters (8, 16, 32, 64; 128
+    between; back), the kernel 3x3 of all but the last, the stride 2 of each encoder block's first convolution, and the
+    bilinear upsampling that starts each decoder block.
+    """
+
+    FILTERS = (8, 16, 32, 64)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = channels
+        for filters in self.FILTERS:
+            layers += [*_convolution(width, filters, stride=2), *_convolution(filters, filters)]
+            width = filters
+        layers += _convolution(width, 128)
+        width = 128
+        for filters in reversed(self.FILTERS):
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            layers += [*_convolution(width, filters), *_convolution(filters, filters)]
+            width = filters
+        layers.append(nn.Conv2d(width, channels, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct x."""
+        y: Tensor = self.layers(x)
+        return y
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.LeakyReLU(SLOPE)]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(ReLU(conv(x))), both 3x3; shape kept."""
+
+    def __init__(self, filters: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(filters, filters, 3, padding=1)
+        self.second = nn.Conv2d(filters, filters, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to x what two convolutions make of it."""
+        y: Tensor = self.second(torch.relu(self.first(x)))
+        return x + y
+
+
+class AttentionMask(nn.Module):
+    """The mask branch: a gate in (0, 1) for every value of x, looked at from half the resolution. Shape kept."""
+
+    def __init__(self, filters: int) -> None:
+        super().__init__()
+        self.entry = ResidualBlock(filters)
+        self.down = nn.Conv2d(filters, filters, 3, stride=2, padding=1)
+        self.low = nn.Sequential(ResidualBlock(filters), ResidualBlock(filters))
+        self.up = nn.ConvTranspose2d(filters, filters, 6, stride=2, padding=2)
+        self.exit = nn.Sequential(ResidualBlock(filters), nn.Conv2d(filters, filters, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate of x."""
+        fine = self.entry(x)
+        coarse = self.up(self.low(self.down(fine)))
+        return torch.sigmoid(self.exit(fine + coarse))
+
+
+class StyleNetwork(nn.Module):
+    """The OE-SDN: one residual attention block of RNAN (Zhang et al. 2019, local version), 32 filters throughout.
+
+    (N, C, H, W) -> the same, H and W even. 214 273 parameters at one channel.
+    """
+
+    def __init__(self, channels: int, filters: int = 32) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(channels, filters, 3, padding=1), ResidualBlock(filters))
+        self.trunk = nn.Sequential(ResidualBlock(filters), ResidualBlock(filters))
+        self.mask = AttentionMask(filters)
+        self.tail = nn.Sequential(
+            ResidualBlock(filters), ResidualBlock(filters), nn.Conv2d(filters, channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Imitate what the autoencoder does to x."""
+        features = self.head(x)
+        features = features + self.trunk(features) * self.mask(features)
+        y: Tensor = self.tail(features)
+        return x + y
+
+
+class Detector(nn.Module):
+    """Both networks on one input: x -> (OE-SDN(x), AE(x)), or (x, AE(x)) without OE-SDN; each (N, C, H, W)."""
+
+    def __init__(self, ae: nn.Module, sdn: nn.Module | None = None) -> None:
+        super().__init__()
+        self.ae = ae
+        self.sdn = sdn
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two pictures whose DSSIM is the anomaly map."""
+        return (x if self.sdn is None else self.sdn(x)), self.ae(x)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Iterations, batch sizes, Adam's learning rates, and the side of the patches (None: whole inputs)."""
+
+    ae_iterations: int
+    sdn_iterations: int
+    batch: int
+    ae_learning_rate: float
+    sdn_learning_rate: float
+    crop: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+BUDGETS: dict[tuple[str, Architecture], Budget] = {
+    # As published.
+    ("paper", "dense"): Budget(
+        ae_iterations=50_000, sdn_iterations=10_000, batch=20, ae_learning_rate=1e-3, sdn_learning_rate=1e-4
+    ),
+    ("paper", "convolutional"): Budget(
+        ae_iterations=10_000, sdn_iterations=1_000, batch=20, ae_learning_rate=1e-4, sdn_learning_rate=1e-4
+    ),
+    # Minutes on two cores. Larger learning rates that fall to zero make up for some of the missing iterations.
+    ("quick", "dense"): Budget(
+        ae_iterations=10_000,
+        sdn_iterations=300,
+        batch=20,
+        ae_learning_rate=1e-3,
+        sdn_learning_rate=5e-4,
+        schedule="cosine",
+    ),
+    ("quick", "convolutional"): Budget(
+        ae_iterations=800,
+        sdn_iterations=150,
+        batch=8,
+        ae_learning_rate=2e-3,
+        sdn_learning_rate=1e-3,
+        crop=128,
+        schedule="cosine",
+    ),
+}
+
+
+class OeSdn(Model):
+    """A training of AE + OE-SDN, its options chosen.
+
+    ``size`` is the side of the square input in pixels. ``fit`` says how a picture becomes one: "resize" stretches all
+    of it (objects, small pictures); "crop" keeps its resolution, trains on random crops and looks at overlapping tiles
+    of stride size / 4 (textures). ``one_class`` scores a picture by the mean of its map instead of the maximum of the
+    smoothed map. Options that are None come from the budget.
+    """
+
+    name: ClassVar[str] = "oesdn"
+    variants: ClassVar[tuple[str, ...]] = ("oe-sdn", "sdn", "ae")
+
+    variant: Variant = "oe-sdn"
+    budget: Literal["quick", "paper"] = "quick"
+    architecture: Architecture = "convolutional"
+    channels: Literal[1, 3] = 3
+    size: int = Field(default=256, ge=16)
+    fit: Literal["resize", "crop"] = "resize"
+    one_class: bool = False
+    auxiliary: Auxiliary = "rotation"
+    outlier_weight: float = Field(default=0.5, ge=0, le=1)
+    ae_iterations: int | None = Field(default=None, ge=1)
+    sdn_iterations: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OeSdn:
+        if self.architecture == "convolutional" and self.size % 16:
+            raise ValueError(f"size {self.size} is not a multiple of 16, which the convolutional autoencoder needs")
+        if self.architecture == "dense" and (self.size % 2 or self.fit == "crop"):
+            raise ValueError("the dense autoencoder takes whole pictures (fit 'resize') of an even size")
+        return self
+
+    def plan(self) -> Plan:
+        """Networks, specs and stages; see `Method.plan`."""
+        return Plan(
+            network={"architecture": self.architecture, "channels": self.channels, "size": self.size},
+            input=self._input_spec(),
+            score=self._score_spec(),
+            stages=self._stages(),
+        )
+
+    def _input_spec(self) -> InputSpec:
+        tiling = Tiling(tile=self.size, stride=max(1, self.size // 4)) if self.fit == "crop" else None
+        return InputSpec(
+            height=self.size,
+            width=self.size,
+            channels=self.channels,
+            color="gray" if self.channels == 1 else "rgb",
+            resize="stretch" if tiling is None else "tile",
+            tiling=tiling,
+        )
+
+    def _score_spec(self) -> ScoreSpec:
+        if self.one_class:
+            return ScoreSpec(comparison=Dssim(), reduce="mean", margin=Dssim().window // 2)
+        return ScoreSpec(comparison=Dssim(), filters=(Uniform(size=32),), reduce="max")
+
+    def _stages(self) -> tuple[Stage, ...]:
+        budget = BUDGETS[self.budget, self.architecture]
+        crop = None if budget.crop is None else min(budget.crop, self.size)
+        batch = self.batch or budget.batch
+        ae = Stage(
+            name="ae",
+            iterations=self.ae_iterations or budget.ae_iterations,
+            batch=batch,
+            learning_rate=budget.ae_learning_rate,
+            crop=crop,
+            schedule=budget.schedule,
+        )
+        sdn = Stage(
+            name="sdn",
+            iterations=self.sdn_iterations or budget.sdn_iterations,
+            batch=batch,
+            learning_rate=budget.sdn_learning_rate,
+            crop=crop,
+            schedule=budget.schedule,
+        )
+        return (ae,) if self.variant == "ae" else (ae, sdn)
+
+    def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
+        """Equation 1 with DSSIM for the AE; equation 5 with MSD for the OE-SDN, whose AE is frozen."""
+        ae = networks["ae"]
+        if stage.name == "ae":
+            return lambda x, rng: dssim_loss(x, ae(x))
+
+        sdn = networks["sdn"]
+        weight = self.outlier_weight if self.variant == "oe-sdn" else 0.0
+        transform = TRANSFORMS[self.auxiliary]
+
+        def style_loss(x: Tensor, rng: np.random.Generator) -> Tensor:
+            with torch.no_grad():
+                target = ae(x)
+            if weight == 0:
+                return msd_loss(sdn(x), target)
+            outliers = transform(x, rng, networks).detach()
+            # One pass over both halves is faster than two, and the same: no layer mixes pictures.
+            imitated, kept = sdn(torch.cat([x, outliers])).split(len(x))
+            return (1 - weight) * msd_loss(imitated, target) + weight * msd_loss(kept, outliers)
+
+        return style_loss
+
+    @staticmethod
+    def networks(variant: str, network: NetworkArguments) -> nn.ModuleDict:
+        """The untrained networks: "ae", and "sdn" unless the variant is "ae"."""
+        channels, size = int(network["channels"]), int(network["size"])
+        dense = network["architecture"] == "dense"
+        networks = nn.ModuleDict(
+            {"ae": DenseAutoencoder(channels, size) if dense else ConvolutionalAutoencoder(channels)}
+        )
+        if variant != "ae":
+            networks["sdn"] = StyleNetwork(channels)
+        return networks
+
+    @staticmethod
+    def deploy(networks: nn.ModuleDict) -> nn.Module:
+        """Both networks as one module; see `Detector`."""
+        return Detector(**networks)
