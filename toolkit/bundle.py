@@ -282,7 +282,7 @@ class Draft:
 
     def _finish(self) -> None:
         """Record digests of what was written, forget what was removed, write the manifest, flush all to disk."""
-        files: dict[str, FileRecord] = Field(default_factory=dict)
+        files: dict[str, FileRecord] = {}
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
             if path.is_dir() or name in (MANIFEST, SIGNATURE):

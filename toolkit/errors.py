@@ -9,6 +9,7 @@ AdedgeError                 1   a job failed
 ├── EngineError             1   an engine cannot be built, loaded or executed here
 ├── SourceError             1   a camera, video or folder gives no frames
 ├── DataError               1   pictures, masks or labels cannot be used
+├── OutputError             1   a result cannot be written: full disk, no permission
 ├── GateError               1   a result is worse than the stated tolerance
 └── MissingDependency       1   an optional package is not installed
 """
@@ -44,6 +45,10 @@ class SourceError(AdedgeError):
 
 class DataError(AdedgeError):
     """Pictures, masks, labels or numbers cannot be used."""
+
+
+class OutputError(AdedgeError):
+    """A result cannot be written: the disk is full, or the place is not writable."""
 
 
 class GateError(AdedgeError):

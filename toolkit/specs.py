@@ -148,4 +148,4 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
         if name not in PRECISIONS:
             raise UsageError(f"unknown precision '{part}': choose from {', '.join(PRECISIONS)}")
         chosen.append(name)
-    return tuple(chosen)  # type: ignore[arg-type]  # checked against PRECISIONS above
+    return tuple(chosen)

@@ -48,7 +48,9 @@ def test_importing_adedge_loads_nothing_heavy() -> None:
 
 
 def test_command_line_loads_nothing_heavy() -> None:
-    commands = "; ".join(f"import adedge.cli.{p.stem}" for p in sorted((ROOT / "toolkit/cli").glob("*.py")) if p.stem[0] != "_")
+    commands = "; ".join(
+        f"import adedge.cli.{p.stem}" for p in sorted((ROOT / "toolkit/cli").glob("*.py")) if p.stem[0] != "_"
+    )
     assert loaded_by(commands) & HEAVY == set()
 
 
@@ -100,7 +102,9 @@ def test_every_folder_with_modules_is_in_the_wheel() -> None:
         pytest.skip("tomllib came with Python 3.11")
     import tomllib
 
-    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    declared = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    )
     found = set()
     for name, room in ROOMS.items():
         for module in (ROOT / room).rglob("__init__.py"):
