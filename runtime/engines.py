@@ -1,0 +1,237 @@
+"""Engines in a bundle: the record beside every plan, the checks before a plan is opened, and loading it.
+
+A plan is executable code for one library version and one kind of GPU. Deserialising a wrong one fails with messages
+that nobody can act on, or crashes; so everything that can be known beforehand is compared first, and each mismatch is
+one sentence with its remedy.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field, ValidationError
+
+from adedge.bundle import Bundle, Difference
+from adedge.errors import BundleError, EngineError
+from adedge.runtime.backend import Backend
+from adedge.specs import TARGETS, Model, Precision, Target
+
+
+class Tensor(Model):
+    """An engine's input or output: its name, and its shape without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class EngineRecord(Model):
+    """engine.json: what a plan is, what it was built from, and how far it is from PyTorch.
+
+    ``plan`` and ``graph`` are names inside the bundle. ``batch`` is the (least, usual, most) frames at once.
+    ``library_version`` is that of ONNX Runtime, TensorRT or TensorRT-RTX; ``compute_capabilities`` ("8.7") are the GPU
+    architectures that the plan runs on, and ``machine`` the processor's ("aarch64"). ``path`` says which of the ways to
+    build was taken and ``attempts`` why the ones before it failed. ``self_test`` is None where the building machine
+    could not execute the plan; ``status`` says it in words.
+    """
+
+    target: Target
+    precision: Precision
+    plan: str
+    plan_sha256: str
+    graph: str
+    graph_sha256: str
+    batch: tuple[int, int, int]
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    library_version: str
+    gpu: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    machine: str = Field(default_factory=platform.machine)
+    path: str
+    attempts: tuple[str, ...] = ()
+    flags: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    build_seconds: float
+    built: str
+    self_test: Difference | None = None
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What this machine would execute a plan with."""
+
+    library_version: str
+    machine: str
+    gpu: str | None = None
+    compute_capability: str | None = None
+
+
+def engine_folder(target: Target, precision: Precision) -> str:
+    """Where a bundle keeps the engine: "engines/tensorrt-int8"."""
+    return f"engines/{target}-{precision}"
+
+
+def engines_in(bundle: Bundle) -> list[tuple[Target, Precision]]:
+    """The engines that a bundle holds, in the order of their names."""
+    found: list[tuple[Target, Precision]] = []
+    for name in sorted(bundle.manifest.files):
+        match = re.fullmatch(r"engines/(.+)-(fp32|fp16|int8)/engine\.json", name)
+        if match and match[1] in TARGETS:
+            found.append((match[1], match[2]))  # type: ignore[arg-type]  # checked by the two conditions above
+    return found
+
+
+def load_engine(
+    bundle: Bundle, target: Target, precision: Precision, *, threads: int | None = None, spin: bool = False
+) -> Backend:
+    """Check an engine of the bundle against the bundle and this machine, then load it.
+
+    ``threads`` and ``spin`` are those of `adedge.runtime.onnxruntime.OnnxRuntimeBackend`; other targets ignore them.
+    Raises `EngineError` (an engine is absent, stale, or for another machine), `BundleError` (files were changed), or
+    `MissingDependency` (the library that executes it is not installed).
+    """
+    record = read_record(bundle, target, precision)
+    check_bundle(record, bundle)
+    return open_plan(record, bundle.file(record.plan).read_bytes(), threads=threads, spin=spin)
+
+
+def read_record(bundle: Bundle, target: Target, precision: Precision) -> EngineRecord:
+    """The record of an engine, its digest checked. Raises `EngineError` where the bundle has no such engine."""
+    name = f"{engine_folder(target, precision)}/engine.json"
+    if not bundle.has(name):
+        present = ", ".join(f"{t}/{p}" for t, p in engines_in(bundle)) or "none"
+        raise EngineError(
+            f"{bundle.path} has no {target}/{precision} engine (it has: {present}): "
+            f"run 'adedge build-engine {bundle.path} --target {target} --precision {precision}'"
+        )
+    try:
+        record = EngineRecord.model_validate(bundle.json(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise EngineError(
+            f"{bundle.path / name} is not an engine record of this adedge ('{where}': {first['msg']}): "
+            f"{_rebuild(target, precision)}"
+        ) from error
+    if (record.target, record.precision) != (target, precision):
+        raise EngineError(
+            f"{bundle.path / name} describes a {record.target}/{record.precision} engine, not {target}/{precision}: "
+            f"{_rebuild(target, precision)}"
+        )
+    return record
+
+
+def check_bundle(record: EngineRecord, bundle: Bundle) -> None:
+    """Compare a record with the bundle it lies in: the plan's digest, the graph it was built from, the input's shape.
+
+    Raises `BundleError` or `EngineError`.
+    """
+    files = bundle.manifest.files
+    remedy = _rebuild(record.target, record.precision)
+    plan = files.get(record.plan)
+    if plan is None or plan.sha256 != record.plan_sha256:
+        raise BundleError(f"{bundle.path / record.plan} is not the plan that engine.json describes: {remedy}")
+    graph = files.get(record.graph)
+    if graph is None or graph.sha256 != record.graph_sha256:
+        raise EngineError(
+            f"the {record.target}/{record.precision} engine of {bundle.path} is stale: {record.graph} changed since; "
+            f"{remedy}"
+        )
+    expected = bundle.manifest.input.shape
+    if record.input.shape != expected:
+        raise EngineError(
+            f"the {record.target}/{record.precision} engine takes frames of {_size(record.input.shape)}, "
+            f"the bundle's detector of {_size(expected)}: {remedy}"
+        )
+
+
+def check_machine(record: EngineRecord, here: Here) -> None:
+    """Compare a TensorRT record with this machine: library version, processor, GPU. Raises `EngineError`."""
+    engine = f"the {record.target}/{record.precision} engine"
+    remedy = f"{_rebuild(record.target, record.precision)} on this machine"
+    if not runs_on_version(record, here.library_version):
+        raise EngineError(
+            f"{engine} was built by version {record.library_version} and this machine has {here.library_version}: "
+            f"{remedy}, or install the version it was built by"
+        )
+    if record.machine != here.machine:
+        raise EngineError(f"{engine} was built for {record.machine} and this machine is {here.machine}: {remedy}")
+    if here.compute_capability is None:
+        raise EngineError(f"{engine} needs an NVIDIA GPU and this machine has none: use --target onnxruntime here")
+    if not runs_on_gpu(record, here.compute_capability):
+        raise EngineError(
+            f"{engine} is for GPUs of compute capability {', '.join(record.compute_capabilities)} and this machine's "
+            f"{here.gpu} has {here.compute_capability}: {remedy}"
+        )
+
+
+def runs_on_version(record: EngineRecord, version: str) -> bool:
+    """Whether a library of ``version`` opens the plan.
+
+    Plans open in the version that built them. Version-compatible ones also open within a major version, and those of
+    TensorRT 8 in 10 and of 10 in 11 (NVIDIA's support matrix).
+    """
+    built, here = version_tuple(record.library_version), version_tuple(version)
+    if record.flags.get("version_compatible"):
+        return (built[0], here[0]) in {(here[0], here[0]), (8, 10), (10, 11)}
+    return built[:3] == here[:3]
+
+
+def runs_on_gpu(record: EngineRecord, compute_capability: str) -> bool:
+    """Whether the plan runs on a GPU of ``compute_capability``: one it was built for, or Ampere+ if so built."""
+    if record.flags.get("hardware_compatibility") == "ampere-plus":
+        return version_tuple(compute_capability) >= (8, 0)
+    return compute_capability in record.compute_capabilities
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """ "10.13.3.9" -> (10, 13, 3, 9): versions are compared as numbers, since as text "10" sorts before "8"."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0]))
+    if not numbers:
+        raise EngineError(f"'{text}' is not a version: expected numbers and dots, as in 10.3.0")
+    return numbers
+
+
+def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, spin: bool = False) -> Backend:
+    """Load a plan that was checked against its bundle, after checking it against this machine."""
+    if record.target == "onnxruntime":
+        from adedge.runtime.onnxruntime import OnnxRuntimeBackend
+
+        backend: Backend = OnnxRuntimeBackend(plan, batch=record.batch[2], threads=threads, spin=spin)
+    else:
+        from adedge.runtime.tensorrt import TensorRTBackend, load_libraries, machine_here
+
+        libraries = load_libraries(record.target)
+        check_machine(record, machine_here(libraries))
+        backend = TensorRTBackend(
+            plan,
+            libraries,
+            batch=(record.batch[0], record.batch[2]),
+            dla_core=_int_or_none(record.flags.get("dla_core")),
+            trusted_code=bool(record.flags.get("version_compatible")),
+        )
+    shapes = [array.shape[1:] for array in (backend.input, *backend.outputs)]
+    recorded = [tensor.shape for tensor in (record.input, *record.outputs)]
+    if shapes != recorded:
+        backend.close()
+        raise EngineError(
+            f"the plan's tensors are {shapes} and engine.json says {recorded}: "
+            f"{_rebuild(record.target, record.precision)}"
+        )
+    return backend
+
+
+def _int_or_none(value: str | float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _rebuild(target: Target, precision: Precision) -> str:
+    return f"build it again with 'adedge build-engine --target {target} --precision {precision}'"
+
+
+def _size(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} x {channels}"
