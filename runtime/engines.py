@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pydantic import Field, ValidationError
 
 from adedge.bundle import Bundle, Difference
-from adedge.errors import BundleError, EngineError
+from adedge.errors import BundleError, EngineError, MissingDependency
 from adedge.runtime.backend import Backend
 from adedge.specs import TARGETS, Model, Precision, Target
 
@@ -118,7 +118,7 @@ def read_record(bundle: Bundle, target: Target, precision: Precision) -> EngineR
         ) from error
     if (record.target, record.precision) != (target, precision):
         raise EngineError(
-            f"{bundle.path / name} describes a {record.target}/{record.precision} engine, not {target}/{precision}: "
+            f"{bundle.path / name} describes the {record.target}/{record.precision} engine, not {target}/{precision}: "
             f"{_rebuild(target, precision)}"
         )
     return record
@@ -166,6 +166,17 @@ def check_machine(record: EngineRecord, here: Here) -> None:
             f"{engine} is for GPUs of compute capability {', '.join(record.compute_capabilities)} and this machine's "
             f"{here.gpu} has {here.compute_capability}: {remedy}"
         )
+
+
+def obstacle(record: EngineRecord) -> str | None:
+    """Why this machine cannot execute a plan of TensorRT or TensorRT-RTX; None where it can."""
+    from adedge.runtime.tensorrt import load_libraries, machine_here
+
+    try:
+        check_machine(record, machine_here(load_libraries(record.target)))
+    except (EngineError, MissingDependency) as error:
+        return str(error)
+    return None
 
 
 def runs_on_version(record: EngineRecord, version: str) -> bool:

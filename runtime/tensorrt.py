@@ -74,6 +74,11 @@ def load_libraries(target: Target) -> Libraries:
     return Libraries(trt=trt, cuda=cuda)
 
 
+def title(trt: Any) -> str:
+    """The library's name and version for messages: "TensorRT 10.3.0"."""
+    return f"{'TensorRT-RTX' if trt.__name__ == 'tensorrt_rtx' else 'TensorRT'} {trt.__version__}"
+
+
 def machine_here(libraries: Libraries) -> Here:
     """Version, processor and GPU (CUDA's device 0) that a plan would run with."""
     device = libraries.cuda.Device(0)
@@ -242,7 +247,7 @@ def _deserialise(trt: Any, plan: bytes, dla_core: int | None, trusted_code: bool
         runtime.DLA_core = dla_core
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot open the plan: {log.explain()}; build the engine again")
+        raise EngineError(f"{title(trt)} cannot open the plan: {log.explain()}; build the engine again")
     return runtime, engine
 
 

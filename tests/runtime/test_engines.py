@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -138,7 +137,7 @@ def test_one_byte_changed_in_a_plan_is_refused_before_it_is_opened(bundle: Bundl
     [
         ({"graph": b"another graph"}, EngineError, r"is stale: model.fp32.onnx changed since; build it again"),
         ({"plan": b"another plan"}, BundleError, "is not the plan that engine.json describes"),
-        ({"record": record(precision="int8").model_dump_json()}, EngineError, "describes a onnxruntime/int8 engine"),
+        ({"record": record(precision="int8").model_dump_json()}, EngineError, "describes the onnxruntime/int8 engine"),
         ({"record": '{"target": "onnxruntime"}'}, EngineError, "not an engine record of this adedge"),
         (
             {"record": record(input=Tensor(name="frame", shape=(3, 16, 8))).model_dump_json()},

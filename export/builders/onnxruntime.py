@@ -1,0 +1,28 @@
+"""ONNX Runtime's plan is the verified graph itself: it optimises while loading, for the processor it then runs on."""
+
+from __future__ import annotations
+
+from adedge.export.builders import GRAPHS, BuildOptions, Built, Progress, Source
+from adedge.runtime.engines import Tensor
+from adedge.runtime.onnxruntime import OnnxRuntimeBackend, library_version
+
+
+def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:
+    """Load the graph once, which checks that ONNX Runtime takes it, and hand it on unchanged.
+
+    Raises `EngineError` where ONNX Runtime refuses the graph, `MissingDependency` where it is not installed.
+    """
+    graph = GRAPHS["onnxruntime"][source.precision][0]
+    with OnnxRuntimeBackend(source.graphs[graph], batch=source.batch[2]) as backend:
+        outputs = zip(backend.output_names, backend.outputs, strict=True)
+        return Built(
+            plan=source.graphs[graph],
+            graph=graph,
+            input=Tensor(name=backend.input_name, shape=backend.input.shape[1:]),
+            outputs=tuple(Tensor(name=name, shape=array.shape[1:]) for name, array in outputs),
+            library_version=library_version(),
+            path="the exported graph, computed in FP32 by a CPU"
+            if source.precision == "fp16"
+            else "the exported graph",
+            flags={"threads": backend.threads},
+        )

@@ -1,0 +1,375 @@
+"""TensorRT 8.5 to 11: build a plan on the GPU that will run it.
+
+Strong typing (TensorRT 10 and later) takes every type from the graph. Weak typing (8.5 to 10.x; 11 removed it) takes
+precisions from builder flags. What a version has is asked of the module itself, never guessed from its number, and the
+ways to build are tried in order: Q/DQ with FP16 scales, Q/DQ with FP32 scales, weak typing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adedge.errors import EngineError
+from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, Built, Progress, Source
+from adedge.runtime.engines import Tensor, version_tuple
+from adedge.runtime.tensorrt import Log, load_libraries, logger_of, machine_here, title
+from adedge.specs import Precision
+
+OLDEST = (8, 5)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to build: from which graph, strongly typed or with these builder flags."""
+
+    name: str
+    graph: str
+    strong: bool
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A serialised engine and the tensors that TensorRT's parser found in its graph."""
+
+    data: bytes
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+STRONG: Mapping[Precision, tuple[Way, ...]] = {
+    "fp32": (Way(name="strongly typed FP32", graph="model.fp32", strong=True),),
+    "fp16": (Way(name="strongly typed FP16", graph="model.fp16", strong=True),),
+    "int8": (
+        Way(name="strongly typed INT8, FP16 scales", graph="model.int8-fp16", strong=True),
+        Way(name="strongly typed INT8, FP32 scales", graph="model.int8", strong=True),
+    ),
+}
+WEAK: Mapping[Precision, tuple[Way, ...]] = {
+    "fp32": (Way(name="weakly typed FP32", graph="model.fp32", strong=False),),
+    "fp16": (Way(name="weakly typed FP16", graph="model.fp32", strong=False, flags=("FP16",)),),
+    "int8": (Way(name="weakly typed INT8", graph="model.int8", strong=False, flags=("INT8", "FP16")),),
+}
+
+
+def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:
+    """Try each way that this TensorRT has, in order; the first plan wins.
+
+    Raises `MissingDependency` without TensorRT or pycuda, `EngineError` without a GPU, where an option is beyond this
+    TensorRT or this device, or where every way failed: then the message holds each way's reason.
+    """
+    libraries = load_libraries("tensorrt")
+    here = machine_here(libraries)
+    trt = libraries.trt
+    if version_tuple(trt.__version__) < OLDEST:
+        raise EngineError(f"{title(trt)} is too old: adedge builds with 8.5 (JetPack 5.1) and later")
+    check_dla(trt, source, options)
+    attempts: list[str] = []
+    for way in ways_to_build(trt, source.precision, dla=options.dla_core is not None):
+        if way.graph not in source.graphs:
+            attempts.append(f"{way.name}: the bundle has no {way.graph}.onnx")
+            continue
+        try:
+            plan = build_plan(
+                trt,
+                way,
+                source,
+                lambda builder, config: _configure(trt, builder, config, options),
+                progress,
+                finished=lambda config: _keep_timing_cache(config, options.timing_cache),
+            )
+        except EngineError as error:
+            attempts.append(f"{way.name}: {error}")
+            continue
+        return Built(
+            plan=plan.data,
+            graph=way.graph,
+            input=plan.input,
+            outputs=plan.outputs,
+            library_version=here.library_version,
+            path=way.name,
+            attempts=tuple(attempts),
+            gpu=here.gpu,
+            compute_capabilities=(str(here.compute_capability),),
+            flags=_flags(options),
+        )
+    raise no_way(title(trt), source.precision, attempts)
+
+
+def no_way(library: str, precision: Precision, attempts: list[str]) -> EngineError:
+    """The error when every way to build has failed."""
+    return EngineError(f"{library} cannot build this detector in {precision}: {'; '.join(attempts)}")
+
+
+def ways_to_build(trt: Any, precision: Precision, *, dla: bool = False) -> tuple[Way, ...]:
+    """The ways that this TensorRT module has, best first.
+
+    The DLA takes precisions from builder flags as long as there are such flags.
+    """
+    strong = STRONG[precision] if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else ()
+    weak = WEAK[precision] if hasattr(trt.BuilderFlag, "FP16") else ()
+    if dla and weak:
+        return weak
+    # Weakly typed FP32 computes what strongly typed FP32 does: it is no fallback for it.
+    return strong if strong and precision == "fp32" else (*strong, *weak)
+
+
+def check_dla(trt: Any, source: Source, options: BuildOptions) -> None:
+    """Say early why a DLA cannot take this build. Raises `EngineError`."""
+    if options.dla_core is None:
+        return
+    version = version_tuple(trt.__version__)
+    if (10, 8) <= version < (11,):
+        raise EngineError(
+            f"{title(trt)} has no DLA: 10.7 was the last 10.x with one; leave --dla-core out, "
+            "or use JetPack 6 (TensorRT 10.3)"
+        )
+    if source.precision == "fp32":
+        raise EngineError("a DLA computes in FP16 or INT8 only: choose --precision fp16, or leave --dla-core out")
+    if source.precision == "int8" and version < (11,):
+        raise EngineError(
+            f"the DLA of {title(trt)} takes no Q/DQ graph: choose --precision fp16 for the DLA, "
+            "or leave --dla-core out to run INT8 on the GPU"
+        )
+    if len(set(source.batch)) != 1:
+        raise EngineError("a DLA takes one fixed batch: give --batch with three equal numbers, such as --batch 1,1,1")
+
+
+def build_plan(
+    trt: Any,
+    way: Way,
+    source: Source,
+    configure: Callable[[Any, Any], None],
+    progress: Progress | None = None,
+    finished: Callable[[Any], None] | None = None,
+) -> Plan:
+    """Parse one graph and build it. ``configure(builder, config)`` sets the options of the library at hand.
+
+    Everything TensorRT points at (graph bytes, parser, network) lives in this frame until the plan is serialised.
+    Raises `EngineError` with the parser's errors and node names, or the builder's.
+    """
+    logger, log = logger_of(trt)
+    log.clear()
+    builder = _made(trt.Builder(logger), "a builder", log)
+    creation = trt.NetworkDefinitionCreationFlag
+    kind = getattr(creation, "STRONGLY_TYPED", None) if way.strong else getattr(creation, "EXPLICIT_BATCH", None)
+    if kind is None:
+        raise EngineError(f"{title(trt)} has no {'strong' if way.strong else 'weak'} typing")
+    network = _made(builder.create_network(1 << int(kind)), "a network", log)
+    parser = _made(trt.OnnxParser(network, logger), "a parser", log)
+    if not parser.parse(source.graphs[way.graph]):
+        raise EngineError(f"{title(trt)} cannot parse {way.graph}.onnx: {parser_errors(parser)}")
+    signature = _signature(trt, network, source)
+    config = _made(builder.create_builder_config(), "a configuration", log)
+    for flag in way.flags:
+        config.set_flag(_member(trt, "BuilderFlag", flag, f"the {flag} flag"))
+    _add_profile(builder, config, signature[0].name, source)
+    configure(builder, config)
+    cancelled = threading.Event()
+    monitor = _monitor(trt, config, progress, cancelled)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    data = _interruptible(lambda: builder.build_serialized_network(network, config), cancelled)
+    if data is None:
+        raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
+    if finished is not None:
+        finished(config)
+    return Plan(data=bytes(data), input=signature[0], outputs=signature[1])
+
+
+def parser_errors(parser: Any) -> str:
+    """The ONNX parser's errors as one line, each with the node it is about."""
+    lines = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        # 8.x knows a node's number only.
+        name = getattr(error, "node_name", None)
+        operator = getattr(error, "node_operator", None)
+        where = f"node '{name()}'" if name is not None and name() else f"node {error.node()}"
+        kind = f" ({operator()})" if operator is not None and operator() else ""
+        lines.append(f"{where}{kind}: {' '.join(str(error.desc()).split())}")
+    return "; ".join(dict.fromkeys(lines)) or "the parser gave no reason"
+
+
+def _signature(trt: Any, network: Any, source: Source) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The parsed network's input and outputs, compared with what the detector expects."""
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    if len(tensors) != 1:
+        raise EngineError(f"the graph has {len(tensors)} inputs where one, the frames, is expected: export it again")
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    for tensor in tensors:
+        if tensor.dtype != trt.DataType.FLOAT:
+            raise EngineError(f"the graph's tensor '{tensor.name}' is {tensor.dtype}, not FLOAT: export it again")
+        if any(size < 0 for size in tuple(tensor.shape)[1:]):
+            raise EngineError(
+                f"the graph's tensor '{tensor.name}' is {tuple(tensor.shape)}, and only the batch may be dynamic: "
+                "export it again"
+            )
+    found = [Tensor(name=tensor.name, shape=tuple(tensor.shape)[1:]) for tensor in tensors]
+    if found[0].shape != source.shape:
+        raise EngineError(f"the graph takes {found[0].shape}, the detector {source.shape}: export it again")
+    frames = tensors[0].shape[0]
+    if frames >= 0 and source.batch != (frames, frames, frames):
+        raise EngineError(f"the graph takes exactly {frames} frame(s) at once: export it with a dynamic batch")
+    return found[0], tuple(found[1:])
+
+
+def _add_profile(builder: Any, config: Any, name: str, source: Source) -> None:
+    profile = builder.create_optimization_profile()
+    profile.set_shape(name, *((n, *source.shape) for n in source.batch))
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"TensorRT refuses the batch {','.join(map(str, source.batch))} for input '{name}'")
+
+
+def _configure(trt: Any, builder: Any, config: Any, options: BuildOptions) -> None:
+    """Set what was asked for on TensorRT's builder configuration; what this version lacks is refused."""
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes or DEFAULT_WORKSPACE_BYTES)
+    set_tf32(trt, config, options.tf32)
+    if options.opt_level is not None:
+        if not hasattr(config, "builder_optimization_level"):
+            raise EngineError(f"{title(trt)} has no optimisation level: leave --opt-level out")
+        config.builder_optimization_level = options.opt_level
+    if options.version_compatible:
+        config.set_flag(_member(trt, "BuilderFlag", "VERSION_COMPATIBLE", "--version-compatible"))
+    if options.hardware_compatibility is not None:
+        name = options.hardware_compatibility.upper().replace("-", "_")
+        level = _member(trt, "HardwareCompatibilityLevel", name, f"--hardware-compatibility {name.lower()}")
+        config.hardware_compatibility_level = level
+    if options.dla_core is not None:
+        if options.dla_core >= builder.num_DLA_cores:
+            raise EngineError(f"--dla-core {options.dla_core}: this device has {builder.num_DLA_cores} DLA core(s)")
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = options.dla_core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    if options.timing_cache is not None:
+        _use_timing_cache(config, options.timing_cache)
+
+
+def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
+    """TensorRT allows TF32 unless told otherwise; FP32 here means FP32 unless asked otherwise."""
+    if allowed:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+
+
+def _flags(options: BuildOptions) -> dict[str, str | int | float | bool]:
+    """What engine.json records of the options: those that were set, and those that TensorRT would set otherwise."""
+    flags: dict[str, str | int | float | bool] = {
+        "workspace_bytes": options.workspace_bytes or DEFAULT_WORKSPACE_BYTES,
+        "tf32": options.tf32,
+        "version_compatible": options.version_compatible,
+    }
+    if options.opt_level is not None:
+        flags["opt_level"] = options.opt_level
+    if options.dla_core is not None:
+        flags["dla_core"] = options.dla_core
+    if options.hardware_compatibility is not None:
+        flags["hardware_compatibility"] = options.hardware_compatibility
+    return flags
+
+
+def _use_timing_cache(config: Any, path: Path) -> None:
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as exc:
+        raise EngineError(f"the timing cache {path} cannot be read: {exc.strerror}") from exc
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise EngineError(
+            f"the timing cache {path} is not of this GPU and TensorRT version: name another file, or remove it"
+        )
+
+
+def _keep_timing_cache(config: Any, path: Path | None) -> None:
+    """Write the timing cache back: beside its place, flushed, renamed."""
+    if path is None:
+        return
+    cache = config.get_timing_cache()
+    data = None if cache is None else cache.serialize()
+    if data is None:
+        raise EngineError(f"TensorRT gives no timing cache to write to {path}: leave --timing-cache out")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(bytes(data))
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as exc:
+        beside.unlink(missing_ok=True)
+        raise EngineError(f"the timing cache {path} cannot be written: {exc.strerror}") from exc
+
+
+def _member(trt: Any, enum: str, name: str, what: str) -> Any:
+    """A member of one of TensorRT's enumerations that not every version has."""
+    member = getattr(getattr(trt, enum, None), name, None)
+    if member is None:
+        raise EngineError(f"{title(trt)} has no {what}: leave it out")
+    return member
+
+
+def _made(value: _T | None, what: str, log: Log) -> _T:
+    if value is None:
+        raise EngineError(f"TensorRT cannot make {what}: {log.explain()}")
+    return value
+
+
+def _monitor(trt: Any, config: Any, progress: Progress | None, cancelled: threading.Event) -> Any | None:
+    """TensorRT's progress, where it has such a thing (10 and later); answering False stops the build."""
+    if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base class comes from a module without type information
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            # Sub-phases come and go by hundreds; the outermost is what a person can follow.
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if progress is not None and phase_name in self.steps:
+                progress(step + 1, self.steps[phase_name], phase_name)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _interruptible(call: Callable[[], _T], cancelled: threading.Event) -> _T:
+    """Run a call that holds no lock of Python's for minutes, so that Ctrl-C reaches this thread at once.
+
+    An interrupt sets ``cancelled``, which the progress monitor passes on, and waits a little for the build to stop.
+    """
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=work, name="adedge-build", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.2)
+    except BaseException:
+        cancelled.set()
+        worker.join(10)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
