@@ -1,0 +1,155 @@
+"""Reading pictures from disk, and bringing them to the size and colours that a network expects.
+
+Training and the runtime read pictures with the same function, so that a picture cannot look different to the two:
+
+- 8-bit grey, colour, palette and CMYK files are taken as they are; palette and CMYK become BGR.
+- 16-bit files are divided by 257, which maps 65535 to 255. The full 16-bit range is assumed: a camera that writes 12
+  bits into the low end of a 16-bit file gives almost black pictures; stretch them before.
+- Transparency is composited over black, so that what a viewer does not show cannot matter.
+- EXIF orientation is ignored: pixels are taken as stored, since frames of a live camera have no such tag either.
+- Of a file with several pages the first one is read. GIFs are films: `adedge run` plays them, training does not take
+  them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.errors import DataError
+from adedge.specs import InputSpec
+
+PICTURE_SUFFIXES: frozenset[str] = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read one picture file: (H, W, 3) in BGR order, or (H, W, 1) where the file is grey.
+
+    Raises `DataError` naming the file where it is missing, empty, truncated, no picture, a GIF, or has values other
+    than 8- or 16-bit integers.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    return decode_picture(data, str(path))
+
+
+def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
+    """As `read_picture`, from the bytes of a file; ``name`` is what errors call it."""
+    if not data:
+        raise DataError(f"{name} is empty (0 bytes): copy it again, or remove it")
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        raise DataError(f"{name} is a GIF, which is read as a film only: convert it to PNG, or remove it")
+    if _is_truncated(data):
+        raise DataError(f"{name} is truncated (its end is missing): copy it again, or remove it")
+    try:
+        with _quiet():
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError(f"{name} cannot be decoded: {error.err or error}") from error
+    if decoded is None:
+        raise DataError(f"{name} cannot be decoded: it is damaged, or no picture; copy it again, or remove it")
+    return _frame_from_stored(decoded, name)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """All picture files of a folder and its sub-folders, sorted; hidden files and folders are left out.
+
+    Raises `DataError` where the folder is missing, no folder, or holds no picture.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}: give a folder of pictures")
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
+    pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        what = f"none of its {len(files)} file(s) is a picture" if files else "it is empty"
+        raise DataError(f"{folder} holds no pictures ({what}): known are {', '.join(sorted(PICTURE_SUFFIXES))}")
+    return pictures
+
+
+def conform(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """A frame as the network's input in uint8: (H, W), (H, W, 1) or (H, W, 3) BGR -> (height, width, channels).
+
+    Resized bilinearly (half-pixel centres, no antialiasing, rounded to whole grey levels), then brought to
+    ``spec.color`` order; with ``resize="tile"`` the frame keeps its size. Grey is repeated into three channels; colour
+    becomes grey by Rec. 601 luma. The result may share memory with ``frame``.
+
+    Raises `DataError` where the frame has another shape or dtype.
+    """
+    check_frame(frame)
+    if spec.resize == "stretch" and frame.shape[:2] != (spec.height, spec.width):
+        frame = cv2.resize(frame, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
+    conversion = color_conversion(1 if frame.ndim == 2 else frame.shape[2], spec)
+    if conversion is not None:
+        frame = cv2.cvtColor(frame, conversion)
+    return frame.reshape(*frame.shape[:2], spec.channels)
+
+
+def check_frame(frame: NDArray[np.uint8]) -> None:
+    """Raise `DataError` unless a frame is uint8, not empty, and (H, W), (H, W, 1) or (H, W, 3)."""
+    shaped = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))
+    if frame.dtype != np.uint8 or not shaped or frame.size == 0:
+        raise DataError(
+            f"a frame of shape {frame.shape} and dtype {frame.dtype} cannot be used: "
+            "give uint8 of shape (H, W), (H, W, 1) or (H, W, 3) in BGR order"
+        )
+
+
+def color_conversion(channels: int, spec: InputSpec) -> int | None:
+    """OpenCV's conversion from a frame of 1 (grey) or 3 (BGR) channels to ``spec.color``; None where none is needed."""
+    if channels == 1:
+        return None if spec.color == "gray" else cv2.COLOR_GRAY2BGR
+    return {"bgr": None, "rgb": cv2.COLOR_BGR2RGB, "gray": cv2.COLOR_BGR2GRAY}[spec.color]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether the end marker of a JPEG or PNG is missing: decoders fill such pictures up with grey and say nothing.
+
+    A JPEG's EXIF header may hold a whole small JPEG, so an end marker counts only after the last start of scan;
+    inside a scan neither marker can occur, since every 0xFF of the coded data is followed by 0x00 or a restart.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data
+    return False
+
+
+def _frame_from_stored(stored: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+    """Bring what OpenCV decoded, any depth and 1 to 4 channels, to (H, W, 1) or (H, W, 3) uint8."""
+    if stored.dtype == np.uint16:
+        pixels = np.rint(stored / np.float32(257)).astype(np.uint8)
+    elif stored.dtype == np.uint8:
+        pixels = stored.astype(np.uint8, copy=False)
+    else:
+        raise DataError(f"{name} holds {stored.dtype} values: store it with 8 or 16 bits a channel")
+    if pixels.ndim == 2:
+        return pixels[:, :, None]
+    if pixels.shape[2] in (2, 4):
+        opacity = pixels[:, :, -1:].astype(np.float32) / 255
+        pixels = np.rint(pixels[:, :, :-1] * opacity).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep OpenCV from writing about a damaged file to stderr: the caller gets an exception instead."""
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
