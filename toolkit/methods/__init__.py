@@ -32,7 +32,7 @@ class Stage:
     """One network trained by one optimiser: ``name`` is the network's key in `Method.networks`.
 
     ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. ``schedule`` "cosine" lets the
-    learning rate fall to zero over the stage.
+    learning rate fall to zero over the stage. ``autocast`` says whether a training with bfloat16 uses it here.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Stage:
     learning_rate: float
     crop: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
+    autocast: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from adedge.auxiliary import TRANSFORMS
+from adedge.datasets import Dataset
+from adedge.errors import DataError, UsageError
 from adedge.methods import NetworkArguments, Objective, Plan, Stage
 from adedge.specs import Dssim, InputSpec, Model, ScoreSpec, Tiling, Uniform
 from adedge.torch_scoring import dssim_loss, msd_loss
@@ -248,6 +250,28 @@ class OeSdn(Model):
             raise ValueError("the dense autoencoder takes whole pictures (fit 'resize') of an even size")
         return self
 
+    @classmethod
+    def for_dataset(cls, dataset: Dataset, **options: Any) -> OeSdn:
+        """Options that fit ``dataset``: those given, and for one-class sets (small pictures in one file) theirs.
+
+        A folder's pictures are seen in grey where the first one is grey, unless ``channels`` is given. Raises
+        `UsageError` naming the first option that cannot be.
+        """
+        if not dataset.train:
+            raise DataError(f"{dataset.name} holds no pictures to train on")
+        first = dataset.train[0]
+        height, _, channels = first.read().shape
+        fitting: dict[str, Any] = {"channels": channels}
+        if first.path is None:
+            fitting.update(architecture="dense", one_class=True, size=height)
+        try:
+            return cls(**{**fitting, **{name: value for name, value in options.items() if value is not None}})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{where}: {message}" if where else message) from error
+
     def plan(self) -> Plan:
         """Networks, specs and stages; see `Method.plan`."""
         return Plan(
@@ -284,6 +308,8 @@ class OeSdn(Model):
             learning_rate=budget.ae_learning_rate,
             crop=crop,
             schedule=budget.schedule,
+            # A small network gains nothing from bfloat16, and its rounded output would be the next stage's target.
+            autocast=False,
         )
         sdn = Stage(
             name="sdn",
@@ -306,7 +332,7 @@ class OeSdn(Model):
         transform = TRANSFORMS[self.auxiliary]
 
         def style_loss(x: Tensor, rng: np.random.Generator) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 target = ae(x)
             if weight == 0:
                 return msd_loss(sdn(x), target)

@@ -1,0 +1,104 @@
+"""The golden frames: what PyTorch says of a few pictures, kept in the bundle as every graph's and engine's self-test.
+
+golden.npz: frames uint8 (N, H, W, C) in the spec's colour order; labels int8 (N,), 1 anomalous; maps float32 (N, H, W);
+scores float32 (N,); masks uint8 (N, H, W) where the defects' pixels are known.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Manifest
+from adedge.datasets import Dataset, Sample
+from adedge.methods import predict
+from adedge.pictures import conform
+from adedge.specs import InputSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PER_LABEL = 16
+
+
+def golden_file(module: nn.Module, manifest: Manifest, dataset: Dataset) -> bytes:
+    """The bytes of golden.npz: up to 16 good and 16 anomalous frames with what ``module`` makes of them.
+
+    Labelled test pictures where there are some; good ones are else held-out pictures (or training pictures where none
+    are held out), and anomalous ones are those with a synthetic stain.
+    """
+    spec = manifest.input
+    rng = np.random.default_rng(0)
+    good = _choose([s for s in dataset.test if s.label == 0] or dataset.calibration or dataset.train, rng)
+    bad = _choose([s for s in dataset.test if s.label == 1], rng)
+    frames = [_frame(sample, spec) for sample in good]
+    nothing = np.zeros((spec.height, spec.width), bool)
+    masks: list[NDArray[np.bool_] | None] = [nothing for _ in good]
+    if bad:
+        for sample in bad:
+            mask = sample.read_mask()
+            frames.append(_frame(sample, spec, mask))
+            masks.append(None if mask is None else _mask(mask, spec))
+    else:
+        for frame in list(frames):
+            stained, mask = stain(frame, rng)
+            frames.append(stained)
+            masks.append(mask)
+    stacked = np.stack(frames)
+    maps, scores = predict(module, manifest, stacked)
+    labels = np.array([0] * len(good) + [1] * (len(frames) - len(good)), np.int8)
+    arrays = {"frames": stacked, "labels": labels, "maps": maps, "scores": scores}
+    known = [mask for mask in masks if mask is not None]
+    if len(known) == len(frames):
+        arrays["masks"] = np.stack(known).astype(np.uint8)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the names for its options
+    return stream.getvalue()
+
+
+def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A frame (H, W, C) with an elliptic stain of the opposite brightness, and the stain's mask (H, W)."""
+    height, width = frame.shape[:2]
+    centre_y, centre_x = rng.uniform(0.25, 0.75, 2) * (height, width)
+    radius_y, radius_x = rng.uniform(0.08, 0.16, 2) * (height, width)
+    y, x = np.mgrid[:height, :width]
+    mask = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= 1
+    stained = frame.copy()
+    stained[mask] = 255 - stained[mask]
+    return stained, mask
+
+
+def _choose(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    count = min(PER_LABEL, len(samples))
+    return [samples[index] for index in sorted(rng.choice(len(samples), count, replace=False))] if count else []
+
+
+def _frame(sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """A sample as one network input; of a picture that is tiled, the tile around the defect or in the middle."""
+    frame = conform(sample.read(), spec)
+    top, left = _tile_origin(frame.shape, spec, mask)
+    tile: NDArray[np.uint8] = frame[top : top + spec.height, left : left + spec.width]
+    return tile
+
+
+def _mask(mask: NDArray[np.bool_], spec: InputSpec) -> NDArray[np.bool_]:
+    """A picture's mask, cut or resized (nearest pixel) as `_frame` does with the picture."""
+    if spec.resize == "tile":
+        top, left = _tile_origin(mask.shape, spec, mask)
+        seen: NDArray[np.bool_] = mask[top : top + spec.height, left : left + spec.width]
+    else:
+        rows = (np.arange(spec.height) + 0.5) * mask.shape[0] / spec.height
+        columns = (np.arange(spec.width) + 0.5) * mask.shape[1] / spec.width
+        seen = mask[rows.astype(int)[:, None], columns.astype(int)[None]]
+    return seen
+
+
+def _tile_origin(shape: tuple[int, ...], spec: InputSpec, mask: NDArray[np.bool_] | None) -> tuple[int, int]:
+    centre = np.array(shape[:2]) / 2 if mask is None or not mask.any() else np.argwhere(mask).mean(axis=0)
+    tile = np.array((spec.height, spec.width))
+    top, left = np.clip((centre - tile / 2).astype(int), 0, np.array(shape[:2]) - tile)
+    return int(top), int(left)
