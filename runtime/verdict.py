@@ -1,0 +1,65 @@
+"""What the inspector says about one frame, and how that reads as a line of JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The decision about one frame.
+
+    frame_id        number of the frame, from 0, counted by the source: a gap is a frame that was dropped or skipped
+    name            where the frame comes from: a file name, or the source and the frame's number
+    captured_at_ns  time.monotonic_ns() when the frame was taken from the camera or read from its file
+    decided_at_ns   time.monotonic_ns() just before the verdict is handed to the first sink
+    score           raw image score; higher is more anomalous
+    threshold       the frame is anomalous when score > threshold
+    z               score in standard deviations above held-out good pictures, for display; None where not fitted
+    map             float32 (H, W) anomaly map: network input size, or frame size when tiled. It is a view that is
+                    valid only while a sink takes the verdict: copy it to keep it
+    timings_ms      where the time went: "preprocess", "network", "scoring" (of the batch the frame was in), "frame"
+                    (preprocess to score) and "verdict" (capture to this verdict handed over)
+    """
+
+    frame_id: int
+    name: str
+    captured_at_ns: int
+    decided_at_ns: int
+    score: float
+    threshold: float
+    anomalous: bool
+    z: float | None = None
+    map: NDArray[np.float32] | None = None
+    timings_ms: Mapping[str, float]
+
+
+def captured_at(verdict: Verdict) -> datetime:
+    """When the frame was captured, in UTC.
+
+    The wall clock is read now and the frame's age subtracted, so that a clock set right during a long run is right
+    for every frame after that.
+    """
+    age_ns = time.monotonic_ns() - verdict.captured_at_ns
+    return datetime.now(timezone.utc) - timedelta(microseconds=age_ns / 1000)
+
+
+def record_from_verdict(verdict: Verdict) -> dict[str, Any]:
+    """One JSON object per verdict; docs/run.md describes each key. The map is not part of it."""
+    return {
+        "frame": verdict.frame_id,
+        "name": verdict.name,
+        "captured_at": captured_at(verdict).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "score": verdict.score,
+        "threshold": verdict.threshold,
+        "anomalous": verdict.anomalous,
+        "z": None if verdict.z is None else round(verdict.z, 4),
+        "latency_ms": {name: round(value, 3) for name, value in verdict.timings_ms.items()},
+    }
