@@ -354,21 +354,24 @@ def _interruptible(call: Callable[[], _T], cancelled: threading.Event) -> _T:
     """
     results: list[_T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def work() -> None:
         try:
             results.append(call())
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=work, name="adedge-build", daemon=True)
-    worker.start()
     try:
-        while worker.is_alive():
-            worker.join(0.2)
+        threading.Thread(target=work, name="adedge-build", daemon=True).start()
+        # Not Thread.join: interrupted, it takes the thread for ended in Python 3.10 and 3.11.
+        while not done.wait(0.2):
+            pass
     except BaseException:
         cancelled.set()
-        worker.join(10)
+        done.wait(10)
         raise
     if errors:
         raise errors[0]
