@@ -1,0 +1,188 @@
+"""Build an engine into a bundle: from a verified graph to a plan that was compared with PyTorch, or a clear no.
+
+A build that fails, is interrupted, or does not pass its gates leaves the bundle as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Bundle, Difference
+from adedge.errors import BundleError, GateError
+from adedge.export.builders import GRAPHS, BuildOptions, Built, Progress, Source, builder_of
+from adedge.export.verify import difference
+from adedge.runtime.backend import Backend
+from adedge.runtime.engines import EngineRecord, engine_folder, obstacle, open_plan
+from adedge.specs import Precision, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What the self-test must reach. ``max_auroc_drop`` bounds PyTorch's AUROC minus the engine's; None is no gate."""
+
+    max_auroc_drop: float | None = None
+    max_flips: int | None = None
+
+
+def build_engine(
+    bundle: Bundle,
+    target: Target,
+    precision: Precision,
+    options: BuildOptions | None = None,
+    gates: Gates | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Build, self-test on the golden frames, check the gates, and put plan and engine.json into the bundle.
+
+    Returns the bundle reopened. Raises `UsageError` (options that do not fit the target), `BundleError` (a graph is
+    missing or stale), `EngineError` (nothing could be built or it does not run), `GateError` (the self-test is worse
+    than asked for, or could not be made), `MissingDependency`.
+    """
+    options = options or BuildOptions()
+    options.check(target)
+    with bundle.edit() as draft:
+        source = source_from_bundle(bundle, target, precision, options)
+        started = time.perf_counter()
+        built = builder_of(target)(source, options, progress)
+        record = _record(bundle, target, source, built, time.perf_counter() - started)
+        record = self_test(bundle, record, built.plan)
+        check_gates(record, gates or Gates())
+        draft.remove(engine_folder(target, precision))
+        draft.write(record.plan, built.plan)
+        draft.write(f"{engine_folder(target, precision)}/engine.json", record.model_dump_json(indent=2) + "\n")
+    return Bundle.open(bundle.path)
+
+
+def source_from_bundle(bundle: Bundle, target: Target, precision: Precision, options: BuildOptions) -> Source:
+    """The graphs that the target may build from, each checked to be of the bundle's present weights and ranges.
+
+    A graph that is only a fallback may be absent. Raises `BundleError`.
+    """
+    stems = GRAPHS[target][precision]
+    present = [stem for stem in stems if bundle.has(f"{stem}.onnx")]
+    # Where none is there, asking for the first one says what to run.
+    graphs = {stem: graph_from_bundle(bundle, stem) for stem in present or stems[:1]}
+    return Source(
+        graphs=graphs,
+        precision=precision,
+        shape=bundle.manifest.input.shape,
+        batch=options.batch or default_batch(bundle),
+    )
+
+
+def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
+    """A graph, if it was exported from the weights and ranges that the bundle holds now. Raises `BundleError`."""
+    path = bundle.file(f"{stem}.onnx")
+    graph = bundle.manifest.graphs.get(stem)
+    if graph is None:
+        raise BundleError(f"{path} is not described in bundle.json: run 'adedge export {bundle.path}' again")
+    for what, name, digest in (
+        ("weights", "weights.safetensors", graph.weights_sha256),
+        ("INT8 ranges", "ranges.json", graph.ranges_sha256),
+    ):
+        file = bundle.manifest.files.get(name)
+        if digest is not None and (file is None or file.sha256 != digest):
+            raise BundleError(
+                f"{path} is stale: the {what} changed since it was exported; run 'adedge export {bundle.path}' again"
+            )
+    return path.read_bytes()
+
+
+def default_batch(bundle: Bundle) -> tuple[int, int, int]:
+    """One frame at once; up to eight where frames are cut into tiles."""
+    return (1, 8, 8) if bundle.manifest.input.tiling else (1, 1, 1)
+
+
+def self_test(bundle: Bundle, record: EngineRecord, plan: bytes) -> EngineRecord:
+    """The record with the golden frames' difference from PyTorch, or with the reason why there is none.
+
+    A plan of TensorRT-RTX may be for another machine than this one; every other plan must run here.
+    """
+    reason = obstacle(record) if record.target == "tensorrt-rtx" else None
+    if reason is not None:
+        capabilities = ", ".join(record.compute_capabilities)
+        status = f"built ahead of time for compute capability {capabilities}; self-test not run: {reason}"
+        return record.model_copy(update={"status": status})
+    backend = open_plan(record, plan)
+    try:
+        result = compare(bundle, backend, record)
+    finally:
+        backend.close()
+    status = f"self-test of {result.frames} golden frames run on this machine"
+    return record.model_copy(update={"self_test": result, "status": status})
+
+
+def compare(bundle: Bundle, backend: Backend, record: EngineRecord) -> Difference:
+    """Run the golden frames through an engine, in batches as large as it takes."""
+
+    def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        parts = []
+        for start in range(0, len(frames), backend.batch):
+            part = frames[start : start + backend.batch]
+            backend.input[: len(part)] = part
+            backend.run(len(part))
+            parts.append([output[: len(part)].copy() for output in backend.outputs])
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    return difference(bundle, run, threshold=f"{record.target}/{record.precision}")
+
+
+def check_gates(record: EngineRecord, gates: Gates) -> None:
+    """Raise `GateError` where the self-test is worse than a gate allows, or where a gate cannot be checked."""
+    engine = f"the {record.target}/{record.precision} engine"
+    result = record.self_test
+    if result is None:
+        if gates != Gates():
+            raise GateError(f"{engine} cannot be held to its gates: {record.status}")
+        return
+    if gates.max_flips is not None:
+        if result.flips is None:
+            raise GateError(
+                f"--max-flips cannot be checked: the bundle lacks a threshold for pytorch/fp32 or for "
+                f"{record.target}/{record.precision}; run 'adedge calibrate' first"
+            )
+        if result.flips > gates.max_flips:
+            raise GateError(
+                f"{engine} decides {result.flips} of {result.frames} golden frames otherwise than PyTorch, "
+                f"and --max-flips allows {gates.max_flips}: nothing was written"
+            )
+    if gates.max_auroc_drop is not None:
+        if result.auroc_change is None:
+            raise GateError("--max-auroc-drop cannot be checked: the golden frames are not of both labels")
+        if -result.auroc_change > gates.max_auroc_drop:
+            raise GateError(
+                f"{engine} loses {-result.auroc_change:.4f} AUROC on the golden frames, "
+                f"and --max-auroc-drop allows {gates.max_auroc_drop:.4f}: nothing was written"
+            )
+
+
+def _record(bundle: Bundle, target: Target, source: Source, built: Built, seconds: float) -> EngineRecord:
+    name = "engine.onnx" if target == "onnxruntime" else "engine.plan"
+    graph = f"{built.graph}.onnx"
+    return EngineRecord(
+        target=target,
+        precision=source.precision,
+        plan=f"{engine_folder(target, source.precision)}/{name}",
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        graph=graph,
+        graph_sha256=bundle.manifest.files[graph].sha256,
+        batch=source.batch,
+        input=built.input,
+        outputs=built.outputs,
+        library_version=built.library_version,
+        gpu=built.gpu,
+        compute_capabilities=built.compute_capabilities,
+        path=built.path,
+        attempts=built.attempts,
+        flags=dict(built.flags),
+        build_seconds=round(seconds, 3),
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        status="self-test not run",
+    )

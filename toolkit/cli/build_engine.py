@@ -1,0 +1,133 @@
+"""`adedge build-engine`: from a graph of the bundle to a plan that was compared with PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from adedge.bundle import Bundle
+from adedge.cli import app
+from adedge.cli.console import note, output, progress, warn
+from adedge.errors import UsageError
+from adedge.specs import Precision, Target
+
+if TYPE_CHECKING:
+    from adedge.runtime.engines import EngineRecord
+
+HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
+
+
+@app.command("build-engine")
+def build_engine_command(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle, with exported graphs in it.")],
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="onnxruntime: any machine. tensorrt: this machine's GPU (on a Jetson, build on that Jetson). "
+            "tensorrt-rtx: NVIDIA RTX cards, ahead of time and without a GPU."
+        ),
+    ],
+    precision: Annotated[Precision, typer.Option(help="Which of the bundle's graphs to build from.")],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Frames (or tiles) at once.  [default: 1,1,1; 1,8,8 where frames are cut into tiles]",
+        ),
+    ] = None,
+    max_auroc_drop: Annotated[
+        float | None,
+        typer.Option(help="Fail where the golden frames' AUROC is lower than PyTorch's by more than this."),
+    ] = None,
+    max_flips: Annotated[
+        int | None, typer.Option(help="Fail where more golden frames are decided otherwise than by PyTorch.")
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(metavar="BYTES", help="tensorrt: scratch memory while building.  [default: 1073741824]"),
+    ] = None,
+    opt_level: Annotated[
+        int | None, typer.Option(help="tensorrt: 0 to 5; higher builds longer for a faster engine.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="tensorrt: a file of kernel timings, read if it exists, and updated.")
+    ] = None,
+    dla_core: Annotated[
+        int | None, typer.Option(help="tensorrt: run on this DLA core, and on the GPU what the DLA cannot.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: a plan that later versions open too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        HardwareCompatibility | None,
+        typer.Option(help="tensorrt: a plan for more GPUs than this one (not on a Jetson)."),
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="tensorrt-rtx: GPUs to build for, such as 8.6,8.9.  [default: all that it knows]"
+        ),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="tensorrt, tensorrt-rtx: let FP32 convolutions round their inputs to TF32.")
+    ] = False,
+) -> None:
+    """Build an engine, run the golden frames through it, and store both in the bundle."""
+    from adedge.export.build import Gates, build_engine
+    from adedge.export.builders import BuildOptions
+    from adedge.runtime.engines import read_record
+
+    options = BuildOptions(
+        batch=None if batch is None else parse_batch(batch),
+        workspace_bytes=workspace,
+        dla_core=dla_core,
+        opt_level=opt_level,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_compatibility,
+        compute_capabilities=tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip()),
+        tf32=tf32,
+    )
+    gates = Gates(max_auroc_drop=max_auroc_drop, max_flips=max_flips)
+    with progress(f"build {target}/{precision}") as step:
+        bundle = build_engine(Bundle.open(path), target, precision, options, gates, step)
+    record = read_record(bundle, target, precision)
+    output.print(_table(bundle, record))
+    for attempt in record.attempts:
+        warn(f"tried before: {attempt}")
+    if record.self_test is None:
+        note(record.status)
+    elif f"{target}/{precision}" not in bundle.manifest.thresholds:
+        note(f"no decision threshold for {target}/{precision} yet: fit one with 'adedge calibrate {path} PICTURES'")
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """'1,4,8' -> (1, 4, 8). Raises `UsageError`."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--batch {text}: give three numbers MIN,OPT,MAX, such as 1,4,8")
+    least, usual, most = (int(part) for part in parts)
+    return least, usual, most
+
+
+def _table(bundle: Bundle, record: EngineRecord) -> Table:
+    """What was built and how far it is from PyTorch, one row a fact."""
+    table = Table("engine", f"{record.target}/{record.precision}")
+    test = record.self_test
+    rows = {
+        "file": f"{record.plan} ({bundle.manifest.files[record.plan].bytes / 1e6:.2f} MB)",
+        "graph": record.graph,
+        "built": f"{record.path}, {record.build_seconds:.1f} s, version {record.library_version}",
+        "for": ", ".join(record.compute_capabilities) or record.machine,
+        "batch": ", ".join(map(str, record.batch)),
+        "map error": f"{test.map_error:.2e}" if test else "not run here",
+        "score error": f"{test.score_error:.2e}" if test else "not run here",
+        "verdict flips": f"{test.flips} of {test.frames}" if test and test.flips is not None else "unknown",
+        "AUROC change": f"{test.auroc_change:+.4f}" if test and test.auroc_change is not None else "unknown",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
