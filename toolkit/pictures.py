@@ -13,8 +13,6 @@ Training and the runtime read pictures with the same function, so that a picture
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -51,8 +49,7 @@ def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
     if _is_truncated(data):
         raise DataError(f"{name} is truncated (its end is missing): copy it again, or remove it")
     try:
-        with _quiet():
-            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise DataError(f"{name} cannot be decoded: {error.err or error}") from error
     if decoded is None:
@@ -142,14 +139,3 @@ def _frame_from_stored(stored: NDArray[np.generic], name: str) -> NDArray[np.uin
         opacity = pixels[:, :, -1:].astype(np.float32) / 255
         pixels = np.rint(pixels[:, :, :-1] * opacity).astype(np.uint8)
     return np.ascontiguousarray(pixels)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep OpenCV from writing about a damaged file to stderr: the caller gets an exception instead."""
-    logging = cv2.utils.logging
-    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)

@@ -1,0 +1,211 @@
+"""The labelled picture sets of the papers, read from their published files: MNIST, Fashion-MNIST, CIFAR-10.
+
+Formats: idx (http://yann.lecun.com/exdb/mnist/, also gzipped) and CIFAR-10's binary version
+(https://www.cs.toronto.edu/~kriz/cifar.html). CIFAR-10's Python version is a pickle, which can run code when it is
+opened, and is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.errors import DataError, MissingDependency
+
+CLASSES = 10
+
+# Where below the root the files of a set may lie: our own name first, then what torchvision calls it, then the root.
+_FOLDERS = {
+    "mnist": ("mnist", "MNIST/raw", "."),
+    "fashion-mnist": ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw", "."),
+    "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin", "."),
+}
+SETS = tuple(_FOLDERS)
+
+_IDX_IMAGES, _IDX_LABELS = 0x0803, 0x0801  # unsigned bytes of 3 dimensions and of 1
+
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+_CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}"
+_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_CIFAR_TRAIN = tuple(f"data_batch_{part}.bin" for part in range(1, 6))
+_CIFAR_TEST = ("test_batch.bin",)
+_CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and their classes: images uint8 (N, H, W, 1 | 3), colour in BGR order; labels uint8 (N,), 0 to 9."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+def default_root() -> Path:
+    """Where sets are looked for: $ADEDGE_DATA, else ~/.cache/adedge."""
+    return Path(os.environ.get("ADEDGE_DATA") or Path.home() / ".cache" / "adedge")
+
+
+def read_set(name: str, root: Path, *, download: bool = False) -> tuple[Labelled, Labelled]:
+    """The training part and the test part of a set of `SETS`, in the published order.
+
+    Raises `DataError` where files are missing (and ``download`` is not set, or fails), truncated or of another format,
+    and `MissingDependency` where ``download`` needs torchvision and it is absent.
+    """
+    read = _read_cifar10 if name == "cifar10" else _read_idx_set
+    try:
+        return read(name, root)
+    except _FilesNotFoundError as missing:
+        if not download:
+            raise DataError(
+                f"{missing}: put them there, point $ADEDGE_DATA or --root to them, or add --download"
+            ) from None
+    _download(name, root)
+    try:
+        return read(name, root)
+    except _FilesNotFoundError as missing:
+        raise DataError(f"{missing}, although the download ended without an error") from None
+
+
+class _FilesNotFoundError(Exception):
+    """No folder holds the files of a set; says which were looked for, and where."""
+
+
+def _folder_with(name: str, root: Path, choices: Sequence[Sequence[str]]) -> tuple[Path, Sequence[str]]:
+    """The first folder that holds all files of one of the ``choices``, and that choice."""
+    folders = [root / folder for folder in _FOLDERS[name]]
+    for folder in folders:
+        for files in choices:
+            if all((folder / file).is_file() for file in files):
+                return folder, files
+    wanted = " or ".join(", ".join(files) for files in choices)
+    raise _FilesNotFoundError(
+        f"the files of {name} ({wanted}) are not in {' or '.join(str(folder) for folder in folders)}"
+    )
+
+
+def _read_idx_set(name: str, root: Path) -> tuple[Labelled, Labelled]:
+    stems = [f"{part}-{what}" for part in ("train", "t10k") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    folder, files = _folder_with(name, root, [[f"{stem}.gz" for stem in stems], stems])
+    train_images, train_labels, test_images, test_labels = (folder / file for file in files)
+    return _labelled_from_idx(train_images, train_labels), _labelled_from_idx(test_images, test_labels)
+
+
+def _labelled_from_idx(images_path: Path, labels_path: Path) -> Labelled:
+    images, labels = read_idx(images_path, _IDX_IMAGES), read_idx(labels_path, _IDX_LABELS)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{images_path} has {len(images)} pictures and {labels_path} {len(labels)} labels: copy both again"
+        )
+    return Labelled(images[..., None], _checked_labels(labels, labels_path))
+
+
+def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
+    """An idx file of unsigned bytes, gzipped or not: big-endian ``magic`` (last byte: dimensions), shape, values.
+
+    Raises `DataError` where the file is damaged, truncated, longer than its header says, or has another magic number.
+    """
+    dimensions = magic & 0xFF
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header = np.frombuffer(stream.read(4 * (1 + dimensions)), ">u4")
+            if len(header) != 1 + dimensions or header[0] != magic:
+                raise DataError(f"{path} is no idx file of {dimensions} dimension(s): copy or download it again")
+            shape = tuple(int(length) for length in header[1:])
+            size = int(np.prod(shape, dtype=object))
+            values = stream.read(size + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): copy or download it again") from error
+    if len(values) != size:
+        many = "more" if len(values) > size else f"{len(values)}"
+        raise DataError(f"{path} should hold {size} bytes after its header and holds {many}: copy or download it again")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _read_cifar10(name: str, root: Path) -> tuple[Labelled, Labelled]:
+    batches = (*_CIFAR_TRAIN, *_CIFAR_TEST)
+    try:
+        folder, files = _folder_with(name, root, [batches, [_CIFAR_ARCHIVE]])
+    except _FilesNotFoundError as missing:
+        for python_version in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
+            for folder in (root, root / "cifar10"):
+                if (folder / python_version).exists():
+                    raise DataError(
+                        f"{folder / python_version} is CIFAR-10's Python version, a pickle, which can run code when it "
+                        f"is opened and is never read: get the binary version, {_CIFAR_URL}, or add --download"
+                    ) from None
+        raise missing
+    if len(files) > 1:
+        read = {file: _bytes_of(folder / file) for file in batches}
+    else:
+        read = _archive_members(folder / _CIFAR_ARCHIVE, batches)
+    return (
+        _labelled_from_cifar([(file, read[file]) for file in _CIFAR_TRAIN], folder),
+        _labelled_from_cifar([(file, read[file]) for file in _CIFAR_TEST], folder),
+    )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _archive_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The named files of a tar archive, read in memory: nothing is unpacked to disk."""
+    found = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = Path(member.name).name
+                stream = tar.extractfile(member) if name in names and member.isfile() else None
+                if stream is not None:
+                    found[name] = stream.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"{archive} cannot be read ({error}): copy or download it again") from error
+    if missing := [name for name in names if name not in found]:
+        raise DataError(f"{archive} has no {', '.join(missing)}: copy or download it again")
+    return found
+
+
+def _labelled_from_cifar(batches: Sequence[tuple[str, bytes]], folder: Path) -> Labelled:
+    """CIFAR-10 batches: records of a label and 32 x 32 pixels, channel by channel in RGB order -> BGR pictures."""
+    for name, data in batches:
+        if not data or len(data) % _CIFAR_RECORD_BYTES:
+            raise DataError(
+                f"{name} of {folder} has {len(data)} bytes, no multiple of {_CIFAR_RECORD_BYTES}: "
+                "copy or download it again"
+            )
+    records = np.frombuffer(b"".join(data for _, data in batches), np.uint8).reshape(-1, _CIFAR_RECORD_BYTES)
+    rgb = records[:, 1:].reshape(-1, 3, 32, 32)
+    return Labelled(np.ascontiguousarray(rgb[:, ::-1].transpose(0, 2, 3, 1)), _checked_labels(records[:, 0], folder))
+
+
+def _checked_labels(labels: NDArray[np.uint8], where: Path) -> NDArray[np.uint8]:
+    if labels.size and labels.max() >= CLASSES:
+        raise DataError(f"{where} has the label {labels.max()}, above {CLASSES - 1}: copy or download it again")
+    return labels
+
+
+def _download(name: str, root: Path) -> None:
+    """Fetch a set with torchvision, which checks the files' md5."""
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise MissingDependency("torchvision", "train", f"downloading {name}") from error
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if name == "cifar10":
+            datasets.utils.download_url(_CIFAR_URL, str(root / name), _CIFAR_ARCHIVE, _CIFAR_MD5)
+        else:
+            {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name](str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} cannot be downloaded to {root} ({error}): put its files there by hand") from error
