@@ -181,6 +181,7 @@ def _record(bundle: Bundle, target: Target, source: Source, built: Built, second
         compute_capabilities=built.compute_capabilities,
         path=built.path,
         attempts=built.attempts,
+        warnings=built.warnings,
         flags=dict(built.flags),
         build_seconds=round(seconds, 3),
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -33,8 +33,8 @@ class EngineRecord(Model):
     ``plan`` and ``graph`` are names inside the bundle. ``batch`` is the (least, usual, most) frames at once.
     ``library_version`` is that of ONNX Runtime, TensorRT or TensorRT-RTX; ``compute_capabilities`` ("8.7") are the GPU
     architectures that the plan runs on, and ``machine`` the processor's ("aarch64"). ``path`` says which of the ways to
-    build was taken and ``attempts`` why the ones before it failed. ``self_test`` is None where the building machine
-    could not execute the plan; ``status`` says it in words.
+    build was taken, ``attempts`` why the ones before it failed, and ``warnings`` what the builder said meanwhile.
+    ``self_test`` is None where the building machine could not execute the plan; ``status`` says it in words.
     """
 
     target: Target
@@ -52,6 +52,7 @@ class EngineRecord(Model):
     machine: str = Field(default_factory=platform.machine)
     path: str
     attempts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     flags: dict[str, str | int | float | bool] = Field(default_factory=dict)
     build_seconds: float
     built: str

@@ -105,8 +105,15 @@ class Log:
 
     def explain(self) -> str:
         """The errors as one line, or a hint that there were none."""
-        lines = [" ".join(line.split()) for line in self.errors]
-        return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
+        return "; ".join(_single_lines(self.errors)) or "it gave no reason"
+
+    def cautions(self) -> tuple[str, ...]:
+        """The warnings, each one line and once."""
+        return _single_lines(self.warnings)
+
+
+def _single_lines(messages: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(" ".join(message.split()) for message in messages))
 
 
 @cache

@@ -96,6 +96,7 @@ class Built:
     library_version: str
     path: str
     attempts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     gpu: str | None = None
     compute_capabilities: tuple[str, ...] = ()
     flags: Mapping[str, str | int | float | bool]

@@ -36,11 +36,12 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialised engine and the tensors that TensorRT's parser found in its graph."""
+    """A serialised engine, the tensors that TensorRT's parser found in its graph, and what the builder warned of."""
 
     data: bytes
     input: Tensor
     outputs: tuple[Tensor, ...]
+    warnings: tuple[str, ...]
 
 
 STRONG: Mapping[Precision, tuple[Way, ...]] = {
@@ -95,6 +96,7 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
             library_version=here.library_version,
             path=way.name,
             attempts=tuple(attempts),
+            warnings=plan.warnings,
             gpu=here.gpu,
             compute_capabilities=(str(here.compute_capability),),
             flags=_flags(options),
@@ -180,7 +182,7 @@ def build_plan(
         raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
     if finished is not None:
         finished(config)
-    return Plan(data=bytes(data), input=signature[0], outputs=signature[1])
+    return Plan(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.cautions())
 
 
 def parser_errors(parser: Any) -> str:

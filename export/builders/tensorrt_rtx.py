@@ -45,6 +45,7 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
             library_version=str(trt.__version__),
             path=way.name,
             attempts=tuple(attempts),
+            warnings=plan.warnings,
             compute_capabilities=capabilities,
             flags={"tf32": options.tf32},
         )

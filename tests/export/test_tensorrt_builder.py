@@ -170,6 +170,7 @@ class FakeTensorRT:
                     "config": config,
                 }
             )
+            builder._logger.log(module.ILogger.WARNING, "Layer up\ncannot run on DLA")
             if fake.stop_at_interrupt:
                 return fake._until_interrupted(config)
             if (network._graph, network._strong) in fake.refuse:
@@ -260,6 +261,7 @@ def test_every_version_builds_every_precision(
     assert fake.seen[0]["pools"] == {fake.module.MemoryPoolType.WORKSPACE: 1 << 30}
     assert "TF32" not in fake.seen[0]["flags"]
     assert built.attempts == ()
+    assert built.warnings == ("Layer up cannot run on DLA",)
 
 
 @pytest.mark.parametrize(
