@@ -52,13 +52,16 @@ class Sample:
 
     def read_mask(self) -> NDArray[np.bool_] | None:
         """Which pixels are defective: bool, (H, W); None where no mask is known, as for every good picture."""
-        return None if self.mask_path is None else read_picture(self.mask_path).any(axis=2)
+        if self.mask_path is None:
+            return None
+        mask: NDArray[np.bool_] = np.any(read_picture(self.mask_path), axis=2)
+        return mask
 
     @cached_property
     def digest(self) -> str:
         """The first 16 hex digits of the sha256 of the file, or of the array's bytes."""
         if self.array is not None:
-            return hashlib.sha256(np.ascontiguousarray(self.array)).hexdigest()[:16]
+            return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
         assert self.path is not None
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 

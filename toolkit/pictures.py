@@ -14,6 +14,7 @@ Training and the runtime read pictures with the same function, so that a picture
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,12 +84,15 @@ def conform(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     Raises `DataError` where the frame has another shape or dtype.
     """
     check_frame(frame)
+    pixels: NDArray[Any] = frame
     if spec.resize == "stretch" and frame.shape[:2] != (spec.height, spec.width):
-        frame = cv2.resize(frame, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
-    conversion = color_conversion(1 if frame.ndim == 2 else frame.shape[2], spec)
-    if conversion is not None:
-        frame = cv2.cvtColor(frame, conversion)
-    return frame.reshape(*frame.shape[:2], spec.channels)
+        pixels = cv2.resize(pixels, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
+    if frame.ndim == 2 or frame.shape[2] == 1:
+        if spec.color != "gray":
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    elif spec.color != "bgr":
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if spec.color == "rgb" else cv2.COLOR_BGR2GRAY)
+    return pixels.reshape(*pixels.shape[:2], spec.channels)
 
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
@@ -99,13 +103,6 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
             f"a frame of shape {frame.shape} and dtype {frame.dtype} cannot be used: "
             "give uint8 of shape (H, W), (H, W, 1) or (H, W, 3) in BGR order"
         )
-
-
-def color_conversion(channels: int, spec: InputSpec) -> int | None:
-    """OpenCV's conversion from a frame of 1 (grey) or 3 (BGR) channels to ``spec.color``; None where none is needed."""
-    if channels == 1:
-        return None if spec.color == "gray" else cv2.COLOR_GRAY2BGR
-    return {"bgr": None, "rgb": cv2.COLOR_BGR2RGB, "gray": cv2.COLOR_BGR2GRAY}[spec.color]
 
 
 def _is_hidden(path: Path) -> bool:
@@ -125,17 +122,15 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
-def _frame_from_stored(stored: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+def _frame_from_stored(stored: NDArray[Any], name: str) -> NDArray[np.uint8]:
     """Bring what OpenCV decoded, any depth and 1 to 4 channels, to (H, W, 1) or (H, W, 3) uint8."""
-    if stored.dtype == np.uint16:
-        pixels = np.rint(stored / np.float32(257)).astype(np.uint8)
-    elif stored.dtype == np.uint8:
-        pixels = stored.astype(np.uint8, copy=False)
-    else:
+    if stored.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{name} holds {stored.dtype} values: store it with 8 or 16 bits a channel")
-    if pixels.ndim == 2:
-        return pixels[:, :, None]
+    pixels = stored[:, :, None] if stored.ndim == 2 else stored
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / np.float32(257)).astype(np.uint8)
     if pixels.shape[2] in (2, 4):
-        opacity = pixels[:, :, -1:].astype(np.float32) / 255
+        opacity = pixels[:, :, -1:] / np.float32(255)
         pixels = np.rint(pixels[:, :, :-1] * opacity).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
+    frame: NDArray[np.uint8] = pixels
+    return frame

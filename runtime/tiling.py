@@ -1,0 +1,70 @@
+"""Large frames as overlapping tiles, and the tiles' anomaly maps as one map again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.errors import DataError
+from adedge.specs import Tiling
+
+Origin = tuple[int, int]  # row and column of a tile's upper left pixel
+
+
+def tile_origins(length: int, tile: int, stride: int) -> tuple[int, ...]:
+    """Where tiles start along one side of a frame, in pixels, increasing.
+
+    Every ``stride`` pixels as long as the tile fits; the last tile is moved inwards to end at the border. Raises
+    `DataError` where the side is shorter than a tile.
+
+    >>> tile_origins(400, 256, 64)
+    (0, 64, 128, 144)
+    """
+    if not 0 < stride <= tile:
+        raise DataError(f"a stride of {stride} does not cover the frame with tiles of {tile}: give 1 to {tile}")
+    last = length - tile
+    if last < 0:
+        raise DataError(f"a frame side of {length} pixels is shorter than a tile of {tile}: use larger frames")
+    return (*range(0, last, stride), last)
+
+
+def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np.uint8]], list[Origin]]:
+    """The tiles of a frame (H, W) or (H, W, C), row by row, as views, and the origin of each.
+
+    Raises `DataError` where the frame is smaller than a tile.
+    """
+    height, width = frame.shape[:2]
+    if min(height, width) < tiling.tile:
+        raise DataError(
+            f"a frame of {width} × {height} pixels is smaller than a tile of {tiling.tile} × {tiling.tile}: "
+            "use a camera of higher resolution, or a detector trained with --fit resize"
+        )
+    origins = [
+        (top, left)
+        for top in tile_origins(height, tiling.tile, tiling.stride)
+        for left in tile_origins(width, tiling.tile, tiling.stride)
+    ]
+    return [frame[top : top + tiling.tile, left : left + tiling.tile] for top, left in origins], origins
+
+
+def merge_maximum(
+    maps: Sequence[NDArray[np.float32]] | NDArray[np.float32], origins: Sequence[Origin], shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """One map (H, W) = ``shape`` from the tiles' maps (n, tile, tile): each pixel takes its largest value.
+
+    Raises `DataError` where there is not one origin for each map, or the tiles leave a pixel of the frame out.
+    """
+    if len(maps) != len(origins):
+        raise DataError(f"{len(maps)} maps and {len(origins)} origins: give one origin for each map")
+    merged = np.full(shape, -np.inf, np.float32)
+    for tile_map, (top, left) in zip(maps, origins, strict=True):
+        height, width = tile_map.shape
+        under = merged[top : top + height, left : left + width]
+        if under.shape != tile_map.shape or min(top, left) < 0:
+            raise DataError(f"the tile of {width} × {height} pixels at row {top}, column {left} is not inside {shape}")
+        np.maximum(under, tile_map, out=under)
+    if np.isneginf(merged).any():
+        raise DataError(f"the tiles do not cover all of the frame's {shape[1]} × {shape[0]} pixels: pass all of them")
+    return merged
