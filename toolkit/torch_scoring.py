@@ -16,7 +16,8 @@ def dssim(a: Tensor, b: Tensor, *, window: int = 7, data_range: float = 1.0) -> 
     """
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     with torch.autocast(a.device.type, enabled=False):
-        a, b = a.to(wide), b.to(wide)
+        # Pooling few channels is twice as fast on contiguous pictures as on the networks' channels-last ones.
+        a, b = a.to(wide).contiguous(), b.to(wide).contiguous()
         mean_a, mean_b, square_a, square_b, product = (
             F.avg_pool2d(x, window, stride=1) for x in (a, b, a * a, b * b, a * b)
         )

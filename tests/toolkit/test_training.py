@@ -19,6 +19,7 @@ from adedge.golden import stain
 from adedge.methods import Stage, input_from_frames, load_detector, predict
 from adedge.methods.oesdn import OeSdn
 from adedge.specs import InputSpec
+from adedge.torch_scoring import dssim_loss
 from adedge.training import Pictures, checkpoint_directory, learning_rate, train
 
 torch.set_num_threads(1)
@@ -209,6 +210,34 @@ def test_first_iteration_is_adam_s_first_step(tmp_path: Path) -> None:
     moved = {name: np.abs(after[name] - before[name]) for name in before}
     np.testing.assert_allclose(moved["ae.layers.14.bias"], 1e-3, rtol=0.02)
     assert max(step.max() for step in moved.values()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
+    """Whole pictures, one each iteration: nothing is random, so torch's plain Adam must arrive at the same weights."""
+    options = {"size": 16, "channels": 1, "auxiliary": "vertical-flip", "batch": 1, "budget": "paper"}
+    method = OeSdn(**options, ae_iterations=2, sdn_iterations=4)
+    one = Dataset(**{**vars(dataset()), "train": blobs(1, 1)})
+    trained = weights(train(method, one, output=tmp_path / "a", seed=3))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        networks = OeSdn.networks("oe-sdn", method.plan().network)
+    x = torch.from_numpy(one.train[0].read()).float().permute(2, 0, 1)[None] / 255
+    flipped = x.flip(2)
+    ae, sdn = networks["ae"], networks["sdn"]
+    for network, iterations in ((ae, 2), (sdn, 4)):
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+        for _ in range(iterations):
+            optimizer.zero_grad()
+            if network is ae:
+                loss = dssim_loss(x, ae(x))
+            else:
+                target = ae(x).detach()
+                loss = 0.5 * ((sdn(x) - target) ** 2).mean() + 0.5 * ((sdn(flipped) - flipped) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+    for name, value in networks.state_dict().items():
+        np.testing.assert_allclose(trained[name], value.numpy(), atol=2e-5, err_msg=name)
 
 
 def test_loss_that_is_not_finite_names_stage_and_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
