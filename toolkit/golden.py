@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Manifest
 from adedge.datasets import Dataset, Sample
+from adedge.errors import DataError
 from adedge.methods import predict
 from adedge.pictures import conform
 from adedge.specs import InputSpec
@@ -25,36 +27,50 @@ if TYPE_CHECKING:
 PER_LABEL = 16
 
 
-def golden_file(module: nn.Module, manifest: Manifest, dataset: Dataset) -> bytes:
-    """The bytes of golden.npz: up to 16 good and 16 anomalous frames with what ``module`` makes of them.
+@dataclass(frozen=True, kw_only=True)
+class GoldenFrames:
+    """Conformed frames (N, H, W, C) uint8, labels (N,) int8, and masks (N, H, W) bool where all of them are known."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int8]
+    masks: NDArray[np.bool_] | None
+
+
+def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
+    """Up to 16 good and 16 anomalous frames of ``dataset``.
 
     Labelled test pictures where there are some; good ones are else held-out pictures (or training pictures where none
-    are held out), and anomalous ones are those with a synthetic stain.
+    are held out), and anomalous ones are those with a synthetic stain. Raises `DataError` where a picture is smaller
+    than the tile that is to be cut from it.
     """
-    spec = manifest.input
     rng = np.random.default_rng(0)
     good = _choose([s for s in dataset.test if s.label == 0] or dataset.calibration or dataset.train, rng)
     bad = _choose([s for s in dataset.test if s.label == 1], rng)
     frames = [_frame(sample, spec) for sample in good]
-    nothing = np.zeros((spec.height, spec.width), bool)
-    masks: list[NDArray[np.bool_] | None] = [nothing for _ in good]
-    if bad:
-        for sample in bad:
-            mask = sample.read_mask()
-            frames.append(_frame(sample, spec, mask))
-            masks.append(None if mask is None else _mask(mask, spec))
-    else:
+    masks: list[NDArray[np.bool_] | None] = [np.zeros((spec.height, spec.width), bool) for _ in good]
+    for sample in bad:
+        mask = sample.read_mask()
+        frames.append(_frame(sample, spec, mask))
+        masks.append(None if mask is None else _mask(mask, spec))
+    if not bad:
         for frame in list(frames):
             stained, mask = stain(frame, rng)
             frames.append(stained)
             masks.append(mask)
-    stacked = np.stack(frames)
-    maps, scores = predict(module, manifest, stacked)
-    labels = np.array([0] * len(good) + [1] * (len(frames) - len(good)), np.int8)
-    arrays = {"frames": stacked, "labels": labels, "maps": maps, "scores": scores}
     known = [mask for mask in masks if mask is not None]
-    if len(known) == len(frames):
-        arrays["masks"] = np.stack(known).astype(np.uint8)
+    return GoldenFrames(
+        frames=np.stack(frames),
+        labels=np.array([0] * len(good) + [1] * (len(frames) - len(good)), np.int8),
+        masks=np.stack(known) if len(known) == len(frames) else None,
+    )
+
+
+def golden_file(module: nn.Module, manifest: Manifest, golden: GoldenFrames) -> bytes:
+    """The bytes of golden.npz: the frames with what ``module`` makes of them."""
+    maps, scores = predict(module, manifest, golden.frames)
+    arrays = {"frames": golden.frames, "labels": golden.labels, "maps": maps, "scores": scores}
+    if golden.masks is not None:
+        arrays["masks"] = golden.masks.astype(np.uint8)
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the names for its options
     return stream.getvalue()
@@ -80,9 +96,20 @@ def _choose(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]
 def _frame(sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
     """A sample as one network input; of a picture that is tiled, the tile around the defect or in the middle."""
     frame = conform(sample.read(), spec)
+    require_size(frame, spec, sample)
     top, left = _tile_origin(frame.shape, spec, mask)
     tile: NDArray[np.uint8] = frame[top : top + spec.height, left : left + spec.width]
     return tile
+
+
+def require_size(frame: NDArray[np.uint8], spec: InputSpec, sample: Sample) -> None:
+    """Raise `DataError` where a conformed frame is smaller than the network's input, so that no tile fits in."""
+    height, width = frame.shape[:2]
+    if height < spec.height or width < spec.width:
+        raise DataError(
+            f"{sample.path or 'a picture'} has {width} × {height} pixels, less than a tile's {spec.height}: "
+            "choose a smaller --size, or --fit resize"
+        )
 
 
 def _mask(mask: NDArray[np.bool_], spec: InputSpec) -> NDArray[np.bool_]:

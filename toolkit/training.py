@@ -30,7 +30,7 @@ from adedge.bundle import Bundle, Manifest, Provenance, check_creatable, create
 from adedge.checkpoint import Checkpoint, LossRecord, Position
 from adedge.datasets import Dataset, Sample
 from adedge.errors import DataError, UsageError
-from adedge.golden import golden_file
+from adedge.golden import choose_frames, golden_file, require_size
 from adedge.methods import Method, Plan, Stage, input_from_frames
 from adedge.pictures import conform
 from adedge.specs import InputSpec
@@ -78,6 +78,7 @@ def train(
         checkpoint.discard()
     saved = checkpoint.load()
     pictures = Pictures(dataset.train, plan.input)
+    golden = choose_frames(dataset, plan.input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = method.networks(method.variant, plan.network)
@@ -93,7 +94,7 @@ def train(
         run.finish(checkpoint, every_s=checkpoint_every_s, progress=progress)
         manifest = _manifest(method, plan, dataset, seed=seed, device=device, amp=amp)
         module = method.deploy(networks.cpu()).eval()
-        golden = golden_file(module, manifest, dataset)
+        golden_data = golden_file(module, manifest, golden)
     training = {
         "pictures": [sample.digest for sample in dataset.train],
         "history": [record.model_dump() for record in run.position.history],
@@ -101,7 +102,7 @@ def train(
     with create(output, manifest, overwrite=overwrite) as draft:
         draft.write("weights.safetensors", _weights(networks))
         draft.write_json("training.json", training)
-        draft.write("golden.npz", golden)
+        draft.write("golden.npz", golden_data)
     checkpoint.discard()
     return Bundle.open(output)
 
@@ -148,12 +149,7 @@ class Pictures:
 
     def _read(self, sample: Sample) -> NDArray[np.uint8]:
         frame = conform(sample.read(), self._spec)
-        height, width = frame.shape[:2]
-        if min(height, width) < self._spec.height:
-            raise DataError(
-                f"{sample.path or 'a picture'} has {width} × {height} pixels, less than a crop's {self._spec.height}: "
-                "choose a smaller --size, or --fit resize"
-            )
+        require_size(frame, self._spec, sample)
         return frame
 
 

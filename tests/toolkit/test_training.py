@@ -330,6 +330,13 @@ def test_pictures_smaller_than_a_crop_are_refused() -> None:
         Pictures(blobs(1, 1), spec)
 
 
+def test_test_pictures_smaller_than_a_tile_are_refused_before_training(tmp_path: Path) -> None:
+    mixed = Dataset(**{**vars(dataset(size=32)), "test": blobs(1, 1)})
+    method = OeSdn(size=32, fit="crop", channels=1, ae_iterations=1, sdn_iterations=1)
+    with pytest.raises(DataError, match="16 × 16 pixels"):
+        train(method, mixed, output=tmp_path / "a", progress=lambda *report: pytest.fail("trained"))
+
+
 def test_no_pictures_is_one_sentence() -> None:
     empty = Dataset(name="empty", train=(), calibration=(), test=(), skipped=(), digest="")
     with pytest.raises(DataError, match="no pictures to train on"):
