@@ -82,6 +82,14 @@ def oesdn(
     outlier_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Lambda: the share of the outliers in oe-sdn's loss.")
     ] = 0.5,
+    smoothing: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Side in pixels of the uniform filter over the map: about the size of the smallest defect that "
+            "matters.  [default: an eighth of --size, 32 for 256; one-class sets: none]",
+        ),
+    ] = None,
     ae_iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the autoencoder, instead of the budget's.")
     ] = None,
@@ -106,7 +114,9 @@ def oesdn(
     ] = 0.2,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder of a one-class set's files, in their usual formats (idx, CIFAR's batches)."),
+        typer.Option(
+            help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."
+        ),
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Allow downloading a one-class set into --root.")
@@ -147,6 +157,7 @@ def oesdn(
         channels=None if color is None else CHANNELS[color],
         auxiliary=auxiliary,
         outlier_weight=outlier_weight,
+        smoothing=smoothing,
         ae_iterations=ae_iterations,
         sdn_iterations=sdn_iterations,
         batch=batch,

@@ -223,7 +223,8 @@ class OeSdn(Model):
     ``size`` is the side of the square input in pixels. ``fit`` says how a picture becomes one: "resize" stretches all
     of it (objects, small pictures); "crop" keeps its resolution, trains on random crops and looks at overlapping tiles
     of stride size / 4 (textures). ``one_class`` scores a picture by the mean of its map instead of the maximum of the
-    smoothed map. Options that are None come from the budget.
+    smoothed map; ``smoothing`` is the side of its uniform filter, by default an eighth of the input (the paper's 32 for
+    256). Other options that are None come from the budget.
     """
 
     name: ClassVar[str] = "oesdn"
@@ -238,6 +239,7 @@ class OeSdn(Model):
     one_class: bool = False
     auxiliary: Auxiliary = "rotation"
     outlier_weight: float = Field(default=0.5, ge=0, le=1)
+    smoothing: int | None = Field(default=None, ge=2)
     ae_iterations: int | None = Field(default=None, ge=1)
     sdn_iterations: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
@@ -295,7 +297,9 @@ class OeSdn(Model):
     def _score_spec(self) -> ScoreSpec:
         if self.one_class:
             return ScoreSpec(comparison=Dssim(), reduce="mean", margin=Dssim().window // 2)
-        return ScoreSpec(comparison=Dssim(), filters=(Uniform(size=32),), reduce="max")
+        return ScoreSpec(
+            comparison=Dssim(), filters=(Uniform(size=self.smoothing or max(2, self.size // 8)),), reduce="max"
+        )
 
     def _stages(self) -> tuple[Stage, ...]:
         budget = BUDGETS[self.budget, self.architecture]
