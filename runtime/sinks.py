@@ -1,0 +1,268 @@
+"""Where verdicts go: lines of JSON, an annotated video, pictures of rejects, raw maps.
+
+Sinks are called one after the other in the pipeline's thread, so each is cheap; a full disk or a missing permission is
+one `OutputError`, and what was written before it stays readable.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.errors import OutputError, UsageError
+from adedge.runtime.overlay import annotate
+from adedge.runtime.sources import Frame
+from adedge.runtime.verdict import Verdict, record_from_verdict
+
+
+class Sink(Protocol):
+    """Takes every verdict, in the order of the frames."""
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Write what there is to write. Raises `OutputError`; ``verdict.map`` is valid during this call only."""
+
+    def close(self) -> None:
+        """Finish the output; a second call does nothing."""
+
+
+class ListSink(Sink):
+    """Keeps the verdicts (with copies of their maps) in ``verdicts``: for tests and short runs."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self.closed = False
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Keep the verdict."""
+        self.verdicts.append(replace(verdict, map=None if verdict.map is None else verdict.map.copy()))
+
+    def close(self) -> None:
+        """Remember that it was called."""
+        self.closed = True
+
+
+class JsonLinesSink(Sink):
+    """One line of JSON per verdict, written out at once, to a text stream or to a file that is replaced."""
+
+    def __init__(self, target: TextIO | Path) -> None:
+        """Raises `OutputError` where the file cannot be created. A stream is not closed."""
+        self._stream = None if isinstance(target, Path) else target
+        self._file: FileIO | None = None
+        self._path = Path()
+        self._whole_lines_bytes = 0
+        if isinstance(target, Path):
+            self._path = target
+            with _writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._file = target.open("wb", buffering=0)
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Write one line. A file never ends in half a line; `BrokenPipeError` of a stream passes through."""
+        line = json.dumps(record_from_verdict(verdict), ensure_ascii=False, allow_nan=False) + "\n"
+        if self._stream is not None:
+            self._stream.write(line)
+            self._stream.flush()
+        elif self._file is not None:
+            data = line.encode()
+            written = 0
+            try:
+                with _writing(self._path):
+                    while written < len(data):
+                        written += self._file.write(data[written:])
+            except OutputError:
+                if written > 0:
+                    self._file.truncate(self._whole_lines_bytes)
+                raise
+            self._whole_lines_bytes += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class VideoSink(Sink):
+    """The annotated video: the frame and beside it the overlay, under both the verdict.
+
+    The suffix chooses the container and the first codec of `CODECS` that this OpenCV can write: ``.webm`` (VP8 or VP9)
+    plays in every browser; ``.mp4`` is H.264 where OpenCV has an encoder, otherwise MPEG-4 part 2, which browsers
+    refuse; ``.avi`` is Motion JPEG. All frames have the size of the first; others are scaled to it. ``longest_side``
+    bounds the video in pixels. ``outline`` as in `adedge.runtime.overlay.overlay`.
+    """
+
+    def __init__(
+        self, path: Path, *, fps: float = 25.0, outline: bool = True, beside: bool = True, longest_side: int = 1280
+    ) -> None:
+        """Raises `UsageError` for another suffix, `OutputError` where the folder cannot be written."""
+        if path.suffix.lower() not in CODECS:
+            raise UsageError(f"{path} names no kind of video: end it in {', '.join(CODECS)}")
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()  # Refused now, not after the first frame.
+            if path.stat().st_size == 0:
+                path.unlink()  # Without a frame there is no video.
+        self._path = path
+        self._fps = fps
+        self._outline = outline
+        self._beside = beside
+        self._longest_side = longest_side
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+        self.codec = ""
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Draw and append one frame. Raises `OutputError` before the disk is full, while the file can be finished."""
+        picture = annotate(self._bounded(frame.image), verdict, outline=self._outline, beside=self._beside)
+        if self._writer is None:
+            height, width = picture.shape[:2]
+            self._size = (width - width % 2, height - height % 2)  # The codecs halve the colour's resolution.
+            self._writer, self.codec = _video_writer(self._path, self._fps, self._size)
+        # OpenCV swallows write errors: look at the free space before each frame, and keep enough to close the file.
+        if shutil.disk_usage(self._path.parent).free < _RESERVE_BYTES:
+            raise _disk_full(self._path)
+        if (picture.shape[1], picture.shape[0]) != self._size:
+            picture = np.asarray(cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA), np.uint8)
+        self._writer.write(picture)
+
+    def _bounded(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Shrink a large frame: drawing and encoding 12 megapixels would be slower than most networks."""
+        scale = self._longest_side / (image.shape[1] * (2 if self._beside else 1))
+        if scale >= 1:
+            return image
+        return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+    def close(self) -> None:
+        """Write the index, so that the file plays. Raises `OutputError` where it does not."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        check = cv2.VideoCapture(str(self._path))
+        plays = check.isOpened() and check.grab()
+        check.release()
+        if not plays:
+            raise OutputError(f"{self._path} was not written as a video that plays: is the disk full?")
+
+
+CODECS = {".webm": ("VP80", "VP90"), ".mp4": ("avc1", "mp4v"), ".avi": ("MJPG",), ".mkv": ("VP80", "mp4v")}
+"""Four-character codes by suffix, tried in this order."""
+
+_RESERVE_BYTES = 4 << 20
+
+
+class RejectsSink(Sink):
+    """Two pictures of each reject: ``000012_name.png``, the frame as it came, and ``000012_name.overlay.jpg``."""
+
+    def __init__(self, folder: Path, *, outline: bool = True) -> None:
+        """Raises `OutputError` where the folder cannot be written."""
+        self._folder = _folder(folder)
+        self._outline = outline
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Write both pictures where the frame is anomalous."""
+        if not verdict.anomalous:
+            return
+        stem = _stem(verdict)
+        _write_picture(self._folder / f"{stem}.png", frame.image)
+        _write_picture(self._folder / f"{stem}.overlay.jpg", annotate(frame.image, verdict, outline=self._outline))
+
+    def close(self) -> None:
+        """Nothing to finish: each picture is whole."""
+
+
+class MapsSink(Sink):
+    """The raw anomaly map of each frame, float32 (H, W), as ``000012_name.npy``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `OutputError` where the folder cannot be written."""
+        self._folder = _folder(folder)
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Write the map."""
+        if verdict.map is None:
+            return
+        path = self._folder / f"{_stem(verdict)}.npy"
+        with _writing(path), path.open("wb") as stream:
+            np.save(stream, verdict.map, allow_pickle=False)
+
+    def close(self) -> None:
+        """Nothing to finish: each map is whole."""
+
+
+def _stem(verdict: Verdict) -> str:
+    """A file name that sorts by frame and tells where the frame comes from."""
+    readable = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w+$", "", verdict.name)).strip("._")
+    return f"{verdict.frame_id:06d}_{readable[-60:]}"
+
+
+def _folder(path: Path) -> Path:
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return path
+
+
+def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Encode in memory, then write: cv2.imwrite would leave half a file and only return False."""
+    encoded, data = cv2.imencode(path.suffix, picture)
+    if not encoded:
+        raise OutputError(f"{path} cannot be encoded as {path.suffix}")
+    try:
+        with _writing(path):
+            path.write_bytes(data.tobytes())
+    except OutputError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
+    for codec in CODECS[path.suffix.lower()]:
+        with _silent_stderr():
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
+        if writer.isOpened():
+            return writer, codec
+        writer.release()
+    others = ", ".join(suffix for suffix in CODECS if suffix != path.suffix.lower())
+    raise OutputError(f"this OpenCV cannot write {path.suffix} videos: choose one of {others} for {path.name}")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """FFmpeg prints about codecs it lacks, past OpenCV's log level, straight to the process's stderr."""
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(path) from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+
+
+def _disk_full(path: Path) -> OutputError:
+    return OutputError(f"the disk that holds {path} is full: free some space, or write elsewhere")
