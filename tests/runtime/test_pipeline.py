@@ -1,0 +1,308 @@
+"""The pipeline on a fake backend whose map is its input: every score can be said beforehand."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from adedge.bundle import Normalisation
+from adedge.errors import DataError, EngineError, OutputError, SourceError, UsageError
+from adedge.runtime.backend import FakeBackend
+from adedge.runtime.pipeline import WINDOW, Inspector, Statistics, run
+from adedge.runtime.sinks import ListSink
+from adedge.runtime.sources import ArraySource, Frame
+from adedge.runtime.verdict import Verdict
+from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Tiling
+
+GREY = InputSpec(height=16, width=16, channels=1, color="gray")
+PEAK = ScoreSpec(comparison=ReadyMap(), reduce="max")
+
+
+def identity(x: np.ndarray) -> tuple[np.ndarray]:
+    return (x.copy(),)
+
+
+def inspector(
+    function: Callable[[np.ndarray], tuple[np.ndarray]] = identity,
+    *,
+    batch: int = 4,
+    threshold: float = 0.5,
+    spec: InputSpec = GREY,
+    score: ScoreSpec = PEAK,
+    normalisation: Normalisation | None = None,
+) -> tuple[Inspector, FakeBackend]:
+    backend = FakeBackend(function, spec.shape, batch)
+    return Inspector(backend, spec, score, threshold=threshold, normalisation=normalisation), backend
+
+
+def pictures(*levels: int) -> list[np.ndarray]:
+    return [np.full((16, 16), level, np.uint8) for level in levels]
+
+
+class LosingSource(ArraySource):
+    """Loses its camera after the last picture."""
+
+    closed = False
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from super().__iter__()
+        raise SourceError("the camera is gone")
+
+    def close(self) -> None:
+        super().close()
+        self.closed = True
+
+
+class FullDisk(ListSink):
+    """Takes two verdicts."""
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        if len(self.verdicts) == 2:
+            raise OutputError("the disk is full")
+        super().take(verdict, frame)
+
+
+class BadClose(ListSink):
+    def close(self) -> None:
+        super().close()
+        raise OutputError("cannot be finished")
+
+
+def test_every_frame_gets_its_verdict_in_order() -> None:
+    levels = (0, 51, 204, 255, 102, 153)
+    sink = ListSink()
+    ready, _ = inspector(normalisation=Normalisation(mean=0.2, std=0.1, pictures=9))
+    statistics = run(ArraySource(pictures(*levels)), ready, [sink], policy="every")
+    assert [verdict.frame_id for verdict in sink.verdicts] == list(range(6))
+    np.testing.assert_allclose([verdict.score for verdict in sink.verdicts], np.array(levels) / 255, atol=1e-6)
+    np.testing.assert_allclose([v.z for v in sink.verdicts], (np.array(levels) / 255 - 0.2) / 0.1, atol=1e-4)
+    assert [verdict.anomalous for verdict in sink.verdicts] == [False, False, True, True, False, True]
+    assert (statistics.frames, statistics.rejects, statistics.dropped) == (6, 3, 0)
+    assert sink.closed
+
+
+def test_score_equal_to_the_threshold_passes() -> None:
+    sink = ListSink()
+    run(ArraySource(pictures(255, 0)), inspector(threshold=1.0)[0], [sink], policy="every")
+    assert [verdict.anomalous for verdict in sink.verdicts] == [False, False]
+
+
+def test_times_add_up() -> None:
+    sink = ListSink()
+    run(ArraySource(pictures(1, 2, 3)), inspector()[0], [sink], policy="every")
+    for verdict in sink.verdicts:
+        times = verdict.timings_ms
+        assert times["frame"] == pytest.approx(times["preprocess"] + times["network"] + times["scoring"])
+        assert times["verdict"] == pytest.approx((verdict.decided_at_ns - verdict.captured_at_ns) / 1e6)
+        assert times["verdict"] >= times["frame"] > 0
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, [1] * 7), (3, [3, 3, 1]), (4, [4, 3])])
+def test_frames_go_through_the_engine_in_batches(batch: int, calls: list[int]) -> None:
+    ready, backend = inspector()
+    sink = ListSink()
+    levels = (10, 20, 30, 40, 50, 60, 70)
+    run(ArraySource(pictures(*levels)), ready, [sink], policy="every", batch=batch)
+    assert backend.calls == calls
+    np.testing.assert_allclose([verdict.score * 255 for verdict in sink.verdicts], levels, atol=1e-3)
+
+
+@pytest.mark.parametrize(("policy", "batch"), [("every", 5), ("every", 0), ("latest", 2)])
+def test_batch_that_does_not_fit(policy: str, batch: int) -> None:
+    with pytest.raises(UsageError, match="batch"):
+        run(ArraySource(pictures(1)), inspector()[0], [], policy=policy, batch=batch)  # type: ignore[arg-type]
+
+
+def test_latest_judges_the_newest_frame_and_counts_the_dropped() -> None:
+    exhausted = threading.Event()
+
+    def frames() -> Iterator[np.ndarray]:
+        yield from pictures(*range(10, 20))
+        exhausted.set()
+
+    def slow(x: np.ndarray) -> tuple[np.ndarray]:
+        if x.any():  # not the backend's own trial on zeros
+            exhausted.wait(timeout=10)
+        return (x.copy(),)
+
+    sink = ListSink()
+    statistics = run(ArraySource(frames), inspector(slow, batch=1)[0], [sink], policy="latest")
+    judged = [verdict.frame_id for verdict in sink.verdicts]
+    assert len(judged) in (1, 2), "the first that was waiting, perhaps, and the newest"
+    assert judged[-1] == 9
+    assert statistics.dropped == 10 - len(judged)
+
+
+def test_every_makes_a_source_wait() -> None:
+    ahead = []
+    sink = ListSink()
+
+    def frames() -> Iterator[np.ndarray]:
+        for number, picture in enumerate(pictures(*range(40))):
+            ahead.append(number - len(sink.verdicts))
+            yield picture
+
+    def slow(x: np.ndarray) -> tuple[np.ndarray]:
+        time.sleep(0.002)
+        return (x.copy(),)
+
+    statistics = run(ArraySource(frames), inspector(slow)[0], [sink], policy="every")
+    assert (statistics.frames, statistics.dropped) == (40, 0)
+    assert max(ahead) <= 4, "two wait, one is judged, one is being captured"
+
+
+def test_lost_camera_ends_the_run_after_its_last_frame() -> None:
+    source = LosingSource(pictures(1, 2, 3))
+    sink, statistics = ListSink(), Statistics()
+    with pytest.raises(SourceError, match="the camera is gone"):
+        run(source, inspector()[0], [sink], policy="every", statistics=statistics)
+    assert [verdict.frame_id for verdict in sink.verdicts] == [0, 1, 2]
+    assert (statistics.frames, sink.closed, source.closed) == (3, True, True)
+
+
+def test_failing_sink_ends_the_run_and_closes_the_others() -> None:
+    source = LosingSource(pictures(*range(10)))
+    first, full, statistics = ListSink(), FullDisk(), Statistics()
+    with pytest.raises(OutputError, match="the disk is full"):
+        run(source, inspector()[0], [first, full], policy="every", statistics=statistics)
+    assert [len(first.verdicts), len(full.verdicts), statistics.frames] == [3, 2, 2]
+    assert (first.closed, full.closed, source.closed) == (True, True, True)
+
+
+def test_sink_that_cannot_be_finished_is_reported_after_the_others_are() -> None:
+    bad, good = BadClose(), ListSink()
+    with pytest.raises(OutputError, match="cannot be finished"):
+        run(ArraySource(pictures(1)), inspector()[0], [bad, good], policy="every")
+    assert good.closed
+
+
+def test_first_error_is_the_one_that_is_told() -> None:
+    with pytest.raises(SourceError, match="the camera is gone"):
+        run(LosingSource(pictures(1)), inspector()[0], [BadClose()], policy="every")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_score_that_is_no_number_names_the_frame(bad: float) -> None:
+    def damaged(x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.where(x > 0.5, np.float32(bad), x),)
+
+    sink = ListSink()
+    with pytest.raises(EngineError, match=r"frame 1 \(array#1\) has the score (nan|inf)"):
+        run(ArraySource(pictures(20, 200, 20)), inspector(damaged)[0], [sink], policy="every")
+    assert [verdict.frame_id for verdict in sink.verdicts] == [0]
+
+
+def test_max_frames() -> None:
+    sink = ListSink()
+    run(ArraySource(pictures(*range(9))), inspector()[0], [sink], policy="every", batch=2, max_frames=5)
+    assert len(sink.verdicts) == 5
+
+
+def test_stop_judges_what_waits_and_ends_an_endless_source() -> None:
+    stop, sink = threading.Event(), ListSink()
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            yield pictures(7)[0]
+
+    def watch(statistics: Statistics) -> None:
+        if statistics.frames == 5:
+            stop.set()
+
+    source = ArraySource(endless)
+    statistics = run(source, inspector()[0], [sink], policy="every", stop=stop, watch=watch)
+    assert 5 <= statistics.frames <= 8
+    assert [verdict.frame_id for verdict in sink.verdicts] == list(range(statistics.frames))
+    assert sink.closed
+
+
+def test_stop_ends_the_wait_for_a_frame_that_never_comes() -> None:
+    released, stop = threading.Event(), threading.Event()
+
+    class Silent(ArraySource):
+        def close(self) -> None:
+            released.set()
+
+    def silence() -> Iterator[np.ndarray]:
+        released.wait(timeout=20)
+        yield from ()
+
+    threading.Timer(0.05, stop.set).start()
+    statistics = run(Silent(silence), inspector()[0], [], policy="latest", stop=stop)
+    assert statistics.frames == 0
+
+
+@pytest.mark.parametrize("color", ["bgr", "rgb"])
+def test_colour_order_of_the_spec(color: str) -> None:
+    spec = InputSpec(height=16, width=16, channels=3, color=color)  # type: ignore[arg-type]
+
+    def first_channel(x: np.ndarray) -> tuple[np.ndarray]:
+        return (x[:, :1].copy(),)
+
+    blue = np.zeros((16, 16, 3), np.uint8)
+    blue[..., 0] = 255
+    sink = ListSink()
+    run(ArraySource([blue]), inspector(first_channel, spec=spec)[0], [sink], policy="every")
+    assert sink.verdicts[0].score == pytest.approx(1.0 if color == "bgr" else 0.0, abs=1e-6)
+
+
+def test_engine_of_another_shape_is_refused() -> None:
+    backend = FakeBackend(identity, (1, 32, 32))
+    with pytest.raises(EngineError, match=r"takes frames of \(1, 32, 32\), the bundle says \(1, 16, 16\)"):
+        Inspector(backend, GREY, PEAK, threshold=0.5)
+
+
+RAMP = np.linspace(0, 0.3, 256, dtype=np.float32).reshape(16, 16)[::-1]
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_tiles_of_a_large_picture_are_merged_by_maximum(reduce: str, batch: int) -> None:
+    """Against the plain loop: the map of a tile is its pixels plus a ramp, so overlapping tiles differ."""
+    spec = InputSpec(height=16, width=16, channels=1, color="gray", resize="tile", tiling=Tiling(tile=16, stride=6))
+    score = ScoreSpec(comparison=ReadyMap(), reduce=reduce, margin=2)  # type: ignore[arg-type]
+    ready, backend = inspector(lambda x: (x + RAMP,), spec=spec, score=score, batch=batch)
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((37, 50), (37, 50), (20, 16))]
+    sink = ListSink()
+    run(ArraySource(images), ready, [sink], policy="every")
+    for image, verdict in zip(images, sink.verdicts, strict=True):
+        merged = np.full(image.shape, -np.inf)
+        for top in _origins(image.shape[0]):
+            for left in _origins(image.shape[1]):
+                under = merged[top : top + 16, left : left + 16]
+                np.maximum(under, image[top : top + 16, left : left + 16] / 255 + RAMP, out=under)
+        assert verdict.map is not None
+        np.testing.assert_allclose(verdict.map, merged, atol=1e-5)
+        inner = merged[2:-2, 2:-2]
+        assert verdict.score == pytest.approx(inner.max() if reduce == "max" else inner.mean(), abs=1e-5)
+    assert max(backend.calls) <= batch
+
+
+def test_picture_smaller_than_a_tile_is_named() -> None:
+    spec = InputSpec(height=16, width=16, channels=1, color="gray", resize="tile", tiling=Tiling(tile=16, stride=6))
+    with pytest.raises(DataError, match=r"frame 1 \(array#1\): .*smaller than a tile"):
+        run(ArraySource([*pictures(1), np.zeros((15, 40), np.uint8)]), inspector(spec=spec)[0], [], policy="every")
+
+
+def _origins(length: int) -> list[int]:
+    """Every sixth pixel, and the last tile ends at the border."""
+    return sorted({*range(0, length - 16, 6), length - 16})
+
+
+def test_statistics_keep_their_memory() -> None:
+    sink = ListSink()
+    run(ArraySource(pictures(255)), inspector()[0], [sink], policy="every")
+    statistics = Statistics()
+    assert math.isnan(statistics.latency_ms("network", 50))
+    assert math.isnan(statistics.frames_per_second)
+    for _ in range(WINDOW + 100):
+        statistics.add(sink.verdicts[0])
+    assert (statistics.frames, statistics.rejects) == (WINDOW + 100, WINDOW + 100)
+    kept: Sequence[float] = statistics._latency_ms["network"]
+    assert len(kept) == WINDOW
