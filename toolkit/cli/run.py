@@ -1,0 +1,287 @@
+"""`adedge run`: inspect what a camera, a video or a folder shows, and write the verdicts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from adedge.cli import app
+from adedge.cli.console import console, note, warn
+from adedge.errors import EngineError, MissingDependency
+from adedge.specs import Precision, Target
+
+if TYPE_CHECKING:
+    from adedge.bundle import Bundle
+    from adedge.runtime.backend import Backend
+    from adedge.runtime.pipeline import Statistics
+    from adedge.runtime.sinks import Sink
+    from adedge.runtime.sources import FrameSource
+
+REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a wrong call (2)
+
+# What a machine that can execute several engines runs by default, best first. INT8 comes before FP32 on a GPU only:
+# processors without VNNI are slower with it, and compute FP16 in FP32.
+PREFERENCE: tuple[tuple[Target, Precision], ...] = (
+    ("tensorrt", "fp16"),
+    ("tensorrt", "int8"),
+    ("tensorrt", "fp32"),
+    ("tensorrt-rtx", "fp16"),
+    ("tensorrt-rtx", "int8"),
+    ("tensorrt-rtx", "fp32"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("onnxruntime", "fp16"),
+)
+
+
+@app.command("run")
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, with an engine and its threshold.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200."
+        ),
+    ],
+    target: Annotated[
+        Target | None, typer.Option(help="What executes the engine. Default: the best that runs.")
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Precision of the engine. Default: as above.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Reject above this raw score, instead of the calibrated threshold.")
+    ] = None,
+    policy: Annotated[
+        Literal["latest", "every"] | None,
+        typer.Option(help="latest: drop frames rather than fall behind (default for cameras); every: judge all."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Frames through the engine at once (policy 'every').")] = 1,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all cores.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Verdicts as JSON lines into this file, not to stdout.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Annotated video: .webm (browsers), .mp4, .avi or .mkv.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="Folder for pictures of rejects: as seen, and overlay.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps (float32 .npy).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail at an unreadable picture, do not skip it.")] = False,
+    reconnect: Annotated[float, typer.Option(min=0, help="Wait so many seconds for a camera that is lost.")] = 0.0,
+    fail_on_reject: Annotated[
+        bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} when any frame was rejected.")
+    ] = False,
+    require_signature: Annotated[
+        Path | None, typer.Option(metavar="KEY.pub", help="Refuse a bundle not signed by this key.")
+    ] = None,
+) -> None:
+    """Inspect every frame of a source; verdicts are JSON lines on stdout, a summary goes to stderr.
+
+    Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are judged, files are closed, the summary is printed. That
+    is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
+    """
+    from adedge.bundle import Bundle
+    from adedge.runtime.pipeline import Inspector, Statistics
+    from adedge.runtime.pipeline import run as run_pipeline
+    from adedge.runtime.sources import open_source
+    from adedge.signing import require
+
+    _quiet_opencv()
+    opened = Bundle.open(bundle)
+    if require_signature is not None:
+        require(opened, require_signature)
+    manifest = opened.manifest
+    engine = _load(opened, target, precision, threshold, threads)
+    inspector = Inspector(
+        engine.backend,
+        manifest.input,
+        manifest.score,
+        threshold=engine.threshold,
+        normalisation=manifest.normalisation,
+    )
+    frames = open_source(source, strict=strict, reconnect_s=reconnect, notify=lambda text: warn(escape(text)))
+    chosen = policy or ("latest" if frames.live else "every")
+    note(escape(f"{engine.name}, threshold {engine.threshold:.6g}; {frames.name}, policy {chosen}"))
+    statistics = Statistics()
+    try:
+        sinks = _sinks(frames, jsonl, video, rejects, maps, outline=manifest.score.reduce == "max")
+        with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
+            run_pipeline(
+                frames,
+                inspector,
+                sinks,
+                policy=chosen,
+                batch=batch,
+                max_frames=max_frames,
+                stop=stop.event,
+                statistics=statistics,
+                watch=watch,
+            )
+    except BrokenPipeError:
+        # The reader of the verdicts left (| head): a way to end, and Python must not complain of it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        frames.close()
+        engine.backend.close()
+        _summarise(statistics, engine.name)
+    if stop.signal_number is not None and not frames.live:
+        raise typer.Exit(128 + stop.signal_number)
+    if fail_on_reject and statistics.rejects:
+        raise typer.Exit(REJECTS_FOUND)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    name: str
+    threshold: float
+    backend: Backend
+
+
+def _load(
+    bundle: Bundle, target: Target | None, precision: Precision | None, threshold: float | None, threads: int | None
+) -> _Engine:
+    """The engine that was asked for; with a choice left, the first of `PREFERENCE` with a threshold that runs here."""
+    from adedge.runtime.engines import engines_in, load_engine
+
+    present = engines_in(bundle)
+    fitting = [e for e in PREFERENCE if e in present and target in (None, e[0]) and precision in (None, e[1])]
+    if threshold is None:
+        fitting.sort(key=lambda e: "/".join(e) not in bundle.manifest.thresholds)
+    # Without any, loading the plainest one says how to build it.
+    candidates = fitting or [(target or "onnxruntime", precision or "fp32")]
+    for choice in candidates:
+        try:
+            backend = load_engine(bundle, *choice, threads=threads)
+            return _Engine("/".join(choice), _threshold(bundle, *choice) if threshold is None else threshold, backend)
+        except (EngineError, MissingDependency) as error:
+            if choice == candidates[-1]:
+                raise
+            note(escape(f"not {'/'.join(choice)}: {error}"))
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def _threshold(bundle: Bundle, target: Target, precision: Precision) -> float:
+    fitted = bundle.manifest.thresholds.get(f"{target}/{precision}")
+    if fitted is None:
+        raise EngineError(
+            f"{bundle.path} has no threshold for {target}/{precision}: run 'adedge calibrate' on good pictures, "
+            "or give one with --threshold"
+        )
+    return fitted.value
+
+
+def _sinks(
+    frames: FrameSource,
+    jsonl: Path | None,
+    video: Path | None,
+    rejects: Path | None,
+    maps: Path | None,
+    *,
+    outline: bool,
+) -> list[Sink]:
+    """Those that were asked for, the verdicts first."""
+    from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
+
+    sinks: list[Sink] = [JsonLinesSink(jsonl or sys.stdout)]
+    if rejects is not None:
+        sinks.append(RejectsSink(rejects, outline=outline))
+    if maps is not None:
+        sinks.append(MapsSink(maps))
+    if video is not None:
+        sinks.append(VideoSink(video, fps=frames.fps or 25.0, outline=outline))
+    return sinks
+
+
+class _Stop:
+    """What a signal asks for; ``signal_number`` is None until one came."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal_number: int | None = None
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    """The first SIGINT or SIGTERM asks the run to end; a second one interrupts it at once."""
+    stop = _Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.signal_number = number
+        stop.event.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+@contextmanager
+def _status_line(frames: FrameSource, *, stdout_is_used: bool) -> Iterator[Callable[[Statistics], None] | None]:
+    """One line on the terminal that follows the run; none where verdicts scroll over the same terminal."""
+    if not console.is_terminal or (stdout_is_used and sys.stdout.isatty()):
+        yield None
+        return
+    drawn_at = 0.0
+    # Live would otherwise put itself in the place of sys.stdout, which carries the verdicts.
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+
+        def watch(statistics: Statistics) -> None:
+            nonlocal drawn_at
+            if time.monotonic() - drawn_at > 0.2:
+                drawn_at = time.monotonic()
+                live.update(_status(statistics, frames.total), refresh=True)
+
+        yield watch
+
+
+def _status(statistics: Statistics, total: int | None) -> Text:
+    position = f"{statistics.frames}" if total is None else f"{statistics.frames}/{total}"
+    return Text.assemble(
+        (f"{position} frames", "bold"),
+        f"  {statistics.frames_per_second:.1f}/s  verdict p50 {statistics.latency_ms('verdict', 50):.1f} ms  ",
+        (f"{statistics.rejects} rejected", "bold red" if statistics.rejects else ""),
+        f"  {statistics.dropped} dropped",
+    )
+
+
+def _summarise(statistics: Statistics, engine: str) -> None:
+    from adedge.runtime.pipeline import LATENCIES, WINDOW
+
+    passed = statistics.frames - statistics.rejects
+    note(
+        f"[bold]{statistics.frames} frames:[/bold] {passed} passed, {statistics.rejects} rejected; "
+        f"{statistics.dropped} dropped, {statistics.skipped} skipped"
+    )
+    if statistics.frames > 1:
+        latencies = ", ".join(
+            f"{name} " + " / ".join(f"{statistics.latency_ms(name, p):.1f}" for p in (50, 95, 99)) for name in LATENCIES
+        )
+        counted = min(statistics.frames, WINDOW)
+        note(
+            f"{statistics.frames_per_second:.1f} frames/s; latency in ms, p50 / p95 / p99 of the last {counted} frames "
+            f"on {engine}: {latencies}"
+        )
+
+
+def _quiet_opencv() -> None:
+    """OpenCV and its FFmpeg print their own view of every error; ours says it in one sentence."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
