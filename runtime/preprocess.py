@@ -85,4 +85,5 @@ def value_tables(spec: InputSpec) -> NDArray[np.float32]:
     """What each of the 256 pixel values becomes in each channel: float32, (channels, 256)."""
     mean = np.array(spec.mean or (0.0,) * spec.channels)[:, None]
     std = np.array(spec.std or (1.0,) * spec.channels)[:, None]
-    return ((np.arange(256) * spec.scale - mean) / std).astype(np.float32)
+    tables: NDArray[np.float32] = ((np.arange(256) * spec.scale - mean) / std).astype(np.float32)
+    return tables

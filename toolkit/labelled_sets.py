@@ -8,6 +8,7 @@ opened, and is refused.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import tarfile
 import zlib
@@ -115,11 +116,11 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     dimensions = magic & 0xFF
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            header = np.frombuffer(stream.read(4 * (1 + dimensions)), ">u4")
-            if len(header) != 1 + dimensions or header[0] != magic:
+            header = stream.read(4 * (1 + dimensions))
+            if len(header) != 4 * (1 + dimensions) or int.from_bytes(header[:4], "big") != magic:
                 raise DataError(f"{path} is no idx file of {dimensions} dimension(s): copy or download it again")
-            shape = tuple(int(length) for length in header[1:])
-            size = int(np.prod(shape, dtype=object))
+            shape = tuple(np.frombuffer(header, ">u4")[1:].tolist())
+            size = math.prod(shape)
             values = stream.read(size + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): copy or download it again") from error
