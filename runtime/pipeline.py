@@ -323,9 +323,9 @@ def run(
             if not frames:
                 break
             for frame, verdict in zip(frames, inspector.inspect(frames), strict=True):
+                statistics.add(verdict)
                 for sink in sinks:
                     sink.take(verdict, frame)
-                statistics.add(verdict)
             statistics.dropped, statistics.skipped = capture.dropped, source.skipped
             if watch is not None:
                 watch(statistics)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.live import Live
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from adedge.cli import app
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from adedge.runtime.sources import FrameSource
 
 REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a wrong call (2)
+
+PERCENTILES = (50, 95, 99)
 
 # What a machine that can execute several engines runs by default, best first. INT8 comes before FP32 on a GPU only:
 # processors without VNNI are slower with it, and compute FP16 in FP32.
@@ -252,9 +255,10 @@ def _status_line(frames: FrameSource, *, stdout_is_used: bool) -> Iterator[Calla
 
 def _status(statistics: Statistics, total: int | None) -> Text:
     position = f"{statistics.frames}" if total is None else f"{statistics.frames}/{total}"
+    rate = statistics.frames_per_second if statistics.frames > 1 else 0.0
     return Text.assemble(
         (f"{position} frames", "bold"),
-        f"  {statistics.frames_per_second:.1f}/s  verdict p50 {statistics.latency_ms('verdict', 50):.1f} ms  ",
+        f"  {rate:.1f}/s  verdict p50 {statistics.latency_ms('verdict', 50):.1f} ms  ",
         (f"{statistics.rejects} rejected", "bold red" if statistics.rejects else ""),
         f"  {statistics.dropped} dropped",
     )
@@ -263,20 +267,20 @@ def _status(statistics: Statistics, total: int | None) -> Text:
 def _summarise(statistics: Statistics, engine: str) -> None:
     from adedge.runtime.pipeline import LATENCIES, WINDOW
 
-    passed = statistics.frames - statistics.rejects
+    rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
     note(
-        f"[bold]{statistics.frames} frames:[/bold] {passed} passed, {statistics.rejects} rejected; "
-        f"{statistics.dropped} dropped, {statistics.skipped} skipped"
+        f"[bold]{statistics.frames} frames:[/bold] {statistics.frames - statistics.rejects} passed, "
+        f"{statistics.rejects} rejected; {statistics.dropped} dropped, {statistics.skipped} skipped{rate}"
     )
-    if statistics.frames > 1:
-        latencies = ", ".join(
-            f"{name} " + " / ".join(f"{statistics.latency_ms(name, p):.1f}" for p in (50, 95, 99)) for name in LATENCIES
-        )
-        counted = min(statistics.frames, WINDOW)
-        note(
-            f"{statistics.frames_per_second:.1f} frames/s; latency in ms, p50 / p95 / p99 of the last {counted} frames "
-            f"on {engine}: {latencies}"
-        )
+    if statistics.frames == 0:
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(f"latency in ms, last {min(statistics.frames, WINDOW)} frames, {engine}", no_wrap=True)
+    for percentile in PERCENTILES:
+        table.add_column(f"p{percentile}", justify="right")
+    for name in LATENCIES:
+        table.add_row(name, *(f"{statistics.latency_ms(name, percentile):.1f}" for percentile in PERCENTILES))
+    console.print(table)
 
 
 def _quiet_opencv() -> None:
