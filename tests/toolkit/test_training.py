@@ -16,7 +16,7 @@ from adedge.bundle import Bundle, FileRecord, create, sha256_of
 from adedge.datasets import Dataset, Sample
 from adedge.errors import BundleError, DataError, UsageError
 from adedge.golden import stain
-from adedge.methods import Stage, input_from_frames, load_detector, predict
+from adedge.methods import Objective, Stage, input_from_frames, load_detector, predict
 from adedge.methods.oesdn import OeSdn
 from adedge.specs import InputSpec
 from adedge.torch_scoring import dssim_loss
@@ -240,14 +240,17 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
         np.testing.assert_allclose(trained[name], value.numpy(), atol=2e-5, err_msg=name)
 
 
-def test_loss_that_is_not_finite_names_stage_and_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def objective(self: OeSdn, stage: Stage, networks: nn.ModuleDict):
-        calls = iter(range(100))
-        return lambda x, rng: networks["ae"](x).mean() * (float("nan") if next(calls) == 4 else 1.0)
+class Broken(OeSdn):
+    """Its loss is nan in the fifth iteration."""
 
-    monkeypatch.setattr(OeSdn, "objective", objective)
+    def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
+        factors = iter([1, 1, 1, 1, float("nan")])
+        return lambda x, rng: networks["ae"](x).mean() * next(factors)
+
+
+def test_loss_that_is_not_finite_names_stage_and_iteration(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"stage 'ae' is nan at iteration 5"):
-        train(OeSdn(**TINY), dataset(), output=tmp_path / "a")
+        train(Broken(**TINY), dataset(), output=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
