@@ -1,0 +1,194 @@
+"""INT8 ranges: how large the values of each tensor get on real good pictures.
+
+The FP32 graph runs in ONNX Runtime, one frame at a time, and every tensor that will be quantised feeds a histogram of
+its absolute values: memory does not grow with the number of pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from adedge.errors import BundleError, DataError, MissingDependency
+from adedge.specs import Model
+
+Method = Literal["entropy", "percentile", "minmax"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Progress = Callable[[int, int, str], None]
+
+BINS = 2048
+PERCENTILE = 99.99
+LEVELS = 128  # an INT8 magnitude is one of 0 ... 127
+
+
+class Ranges(Model):
+    """ranges.json: the largest magnitude that INT8 shall represent, for each tensor of the FP32 graph.
+
+    A tensor's scale is its range / 127. ``graph_sha256`` is that of the FP32 graph and ``data_digest`` that of the
+    pictures. ``float_nodes`` are the nodes that stay in floating point, and ``notes`` says why (see `sensitivity`).
+    """
+
+    method: Method
+    pictures: int = Field(ge=1)
+    data_digest: str
+    graph_sha256: str
+    tensors: Mapping[str, float]
+    float_nodes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Histogram:
+    """Counts of the absolute values of a tensor, in ``BINS`` equal bins from 0 to ``limit``.
+
+    Where larger values come, ``limit`` doubles as often as it takes, and pairs of bins merge exactly.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.limit = 0.0
+        self.largest = 0.0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count values of any shape. Raises `DataError` where one is not finite."""
+        magnitudes = np.abs(values).ravel()
+        largest = float(magnitudes.max(initial=0.0))
+        if not np.isfinite(largest):
+            raise DataError("it has values that are not finite")
+        self.largest = max(self.largest, largest)
+        if largest == 0.0:
+            self.counts[0] += magnitudes.size
+            return
+        if self.limit == 0.0:
+            self.limit = largest
+        while self.limit < largest:
+            self.counts[: BINS // 2] = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts[BINS // 2 :] = 0
+            self.limit *= 2
+        bins = np.minimum((magnitudes * np.float32(BINS / self.limit)).astype(np.int64), BINS - 1)
+        self.counts += np.bincount(bins, minlength=BINS)
+
+    def range(self, method: Method) -> float:
+        """The largest magnitude that INT8 shall represent; 0 where all values are 0."""
+        if method == "minmax" or self.largest == 0.0:
+            return self.largest
+        bins = _percentile_bins(self.counts) if method == "percentile" else _entropy_bins(self.counts)
+        return min(bins * self.limit / BINS, self.largest)
+
+
+def collect_ranges(
+    graph: bytes,
+    tensors: Iterable[str],
+    frames: Iterable[NDArray[np.float32]],
+    method: Method = "minmax",
+    *,
+    data_digest: str,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Ranges:
+    """Run frames (C, H, W) float32, preprocessed real good pictures, through the FP32 graph and note the ranges.
+
+    ``tensors`` are what `adedge.calibration.qdq.quantised_tensors` lists. Raises `DataError` where there are no frames
+    or a value is not finite, `MissingDependency` without onnxruntime.
+    """
+    histograms = {name: Histogram() for name in tensors}
+    session, input_name = _session(graph, histograms)
+    names = [name for name in histograms if name != input_name]
+    pictures = 0
+    for frame in frames:
+        values = dict(zip(names, session.run(names, {input_name: frame[None]}) if names else (), strict=True))
+        values[input_name] = frame
+        for name, histogram in histograms.items():
+            try:
+                histogram.add(values[name])
+            except DataError as exc:
+                raise DataError(f"calibration picture {pictures + 1} breaks '{name}': {exc}") from exc
+        pictures += 1
+        if progress is not None:
+            progress(pictures, total, "INT8 ranges")
+    if not pictures:
+        raise DataError("INT8 ranges need real pictures of good parts, and there are none")
+    return Ranges(
+        method=method,
+        pictures=pictures,
+        data_digest=data_digest,
+        graph_sha256=hashlib.sha256(graph).hexdigest(),
+        tensors={name: histogram.range(method) for name, histogram in histograms.items()},
+    )
+
+
+def ranges_from_json(text: str, graph: bytes) -> Ranges:
+    """Ranges as stored, if they belong to ``graph``. Raises `BundleError` where they are damaged or stale."""
+    try:
+        ranges = Ranges.model_validate_json(text)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = f"'{'.'.join(str(part) for part in first['loc'])}' ({first['msg']})"
+        raise BundleError(f"ranges.json is damaged at {where}: run 'adedge calibrate' again") from exc
+    if ranges.graph_sha256 != hashlib.sha256(graph).hexdigest():
+        raise BundleError("ranges.json is stale: it was measured on another FP32 graph; run 'adedge calibrate' again")
+    return ranges
+
+
+def _session(graph: bytes, tensors: Iterable[str]) -> tuple[Any, str]:
+    """The graph as an ONNX Runtime session that also gives the inner ``tensors``, and the name of its input."""
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError as exc:
+        raise MissingDependency("onnxruntime", "export", "measuring INT8 ranges") from exc
+    from adedge.calibration.graph import TensorProto, helper, parse
+
+    model = parse(graph)
+    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in known
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, model.graph.input[0].name
+
+
+def _percentile_bins(counts: NDArray[np.int64]) -> int:
+    """The fewest bins that hold ``PERCENTILE`` percent of the values."""
+    cumulative = counts.cumsum()
+    return int(np.searchsorted(cumulative, cumulative[-1] * (PERCENTILE / 100))) + 1
+
+
+def _entropy_bins(counts: NDArray[np.int64]) -> int:
+    """The number of bins that loses least information (Kullback-Leibler divergence) when cut off and made 128 levels.
+
+    As TensorRT's entropy calibration (Migacz, "8-bit inference with TensorRT", GTC 2017): the reference is the
+    histogram with the values beyond the cut put into its last bin, the candidate has 128 levels, each spread evenly
+    over those of its bins that are not empty.
+    """
+    counted: NDArray[np.float64] = counts.astype(np.float64)
+    # Bin 0 is mostly exact zeros behind a ReLU, which every scale represents exactly.
+    counted[0] = 0
+    total = counted.sum()
+    best, best_bins = np.inf, BINS
+    for bins in range(LEVELS, BINS + 1):
+        reference = counted[:bins].copy()
+        occupied = counted[:bins] > 0
+        reference[-1] += total - reference.sum()
+        if not occupied.any():
+            continue
+        level = np.arange(bins) * LEVELS // bins
+        mass = np.bincount(level, counted[:bins], LEVELS)
+        share = np.bincount(level, occupied, LEVELS)
+        candidate = np.where(occupied, mass[level] / np.maximum(share[level], 1), 0)
+        divergence = _divergence(reference, candidate)
+        if divergence < best:
+            best, best_bins = divergence, bins
+    return best_bins
+
+
+def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """Kullback-Leibler divergence of two histograms, each normalised; an empty bin of q counts as a tiny share."""
+    p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-12)
+    some = p > 0
+    return float(np.sum(p[some] * np.log(p[some] / q[some])))

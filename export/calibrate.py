@@ -1,0 +1,276 @@
+"""Calibrate a bundle on pictures of good parts: INT8 ranges and placement, score normalisation, decision thresholds.
+
+Pictures that the networks were trained on serve for INT8: they are real and good, but score too well for a threshold.
+Pictures that the networks have never seen serve for thresholds and for nothing else, which is what the guarantee of
+`adedge.calibration.thresholds` rests on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Bundle, Normalisation, Threshold
+from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
+from adedge.datasets import Dataset, Sample
+from adedge.errors import AdedgeError, DataError
+from adedge.export.builders import GRAPHS
+from adedge.export.graphs import (
+    Progress,
+    dropped_thresholds,
+    graph_files,
+    is_new,
+    json_from_ranges,
+    require_packages,
+    run_with_onnxruntime,
+    store,
+    verified,
+)
+from adedge.export.verify import network_input
+from adedge.golden import stain
+from adedge.methods import load_detector
+from adedge.pictures import conform
+from adedge.runtime.backend import Backend, FakeBackend
+from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.runtime.onnxruntime import OnnxRuntimeBackend
+from adedge.runtime.pipeline import Inspector
+from adedge.runtime.sources import Frame
+from adedge.scoring import image_scores, score_maps
+from adedge.specs import PRECISIONS, InputSpec
+
+if TYPE_CHECKING:
+    from adedge.calibration.ranges import Method, Ranges
+    from adedge.calibration.sensitivity import Limits
+
+RANGE_PICTURES = 64  # more move no range visibly
+PROBE_PICTURES = 8  # with a stained copy of each, what the placement of INT8 is judged by
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Good pictures in two parts that share none, and how many of all were trained on."""
+
+    int8: tuple[Sample, ...]
+    thresholds: tuple[Sample, ...]
+    trained_on: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The bundle reopened, the pictures that were used, and sentences about what else happened."""
+
+    bundle: Bundle
+    parts: Parts
+    notes: tuple[str, ...]
+
+
+def calibrate(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    method: Method = "minmax",
+    false_alarm_rate: float = 0.01,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs: stored together or not at all.
+
+    ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted for PyTorch, for ONNX Runtime in every
+    precision, and for other engines of the bundle that run on this machine. Raises `DataError` (too few pictures,
+    unusable ones), `GateError`, `BundleError`, `EngineError`, `MissingDependency`.
+    """
+    require_packages()
+    from adedge.calibration.graph import OPSET
+    from adedge.export.onnx_graph import export_fp32
+
+    parts = split_pictures(bundle, dataset, false_alarm_rate)
+    manifest = bundle.manifest
+    old = manifest.graphs.get("model.fp32")
+    with bundle.edit() as draft:
+        fp32 = export_fp32(bundle, opset=old.opset if old else OPSET)
+        ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress)
+        files = graph_files(fp32, PRECISIONS, ranges)
+
+        def threshold(scores: NDArray[np.float32]) -> Threshold:
+            return Threshold(
+                value=conformal_threshold(scores, false_alarm_rate),
+                false_alarm_rate=false_alarm_rate,
+                pictures=len(scores),
+                data_digest=_digest(parts.thresholds),
+            )
+
+        def scores_of(name: str, backend: Backend) -> NDArray[np.float32]:
+            try:
+                return score_pictures(bundle, backend, parts.thresholds, name, progress)
+            finally:
+                backend.close()
+
+        reference = scores_of("pytorch/fp32", pytorch_backend(bundle))
+        thresholds = {"pytorch/fp32": threshold(reference)}
+        for precision in PRECISIONS:
+            graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
+            name = f"onnxruntime/{precision}"
+            thresholds[name] = threshold(scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH)))
+
+        # Flips are counted against the thresholds that are about to be stored.
+        fitted = manifest.but(normalisation=_normalisation(reference), thresholds=thresholds)
+        made = verified(Bundle(bundle.path, fitted), files, ranges, progress=progress)
+        changed = {one.record.file for one in made if is_new(manifest, one)}
+        notes = store(draft, made)
+        draft.write("ranges.json", json_from_ranges(ranges))
+        for name, backend in _other_engines(bundle, changed, notes):
+            thresholds[name] = threshold(scores_of(name, backend))
+        # Engines of other machines keep their thresholds as long as their graphs stay.
+        thresholds = {**draft.manifest.thresholds, **thresholds}
+        draft.manifest = draft.manifest.but(normalisation=fitted.normalisation, thresholds=thresholds)
+        notes += dropped_thresholds(manifest, draft.manifest)
+    return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+
+
+def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
+    """Which good pictures serve for INT8 and which for thresholds; the same ones for the same data.
+
+    Where the data holds few pictures that the networks were trained on, some of the others are set aside for INT8.
+    Raises `DataError` where too few are left for the false-alarm rate.
+    """
+    trained = set(bundle.json("training.json")["pictures"])
+    # One picture twice is one picture: the guarantee is about different ones.
+    good = {sample.digest: sample for sample in (*dataset.calibration, *dataset.train)}
+    seen = [sample for digest, sample in good.items() if digest in trained]
+    unseen = [sample for digest, sample in good.items() if digest not in trained]
+    rng = np.random.default_rng(0)
+    if len(seen) >= PROBE_PICTURES:
+        return _enough(Parts(int8=_some(seen, rng), thresholds=tuple(unseen), trained_on=len(seen)), false_alarm_rate)
+    spare = len(unseen) - pictures_needed(false_alarm_rate)
+    aside = _some(unseen, rng, max(spare // 2, PROBE_PICTURES))
+    left = tuple(sample for sample in unseen if sample not in aside)
+    return _enough(Parts(int8=aside, thresholds=left, trained_on=len(seen)), false_alarm_rate)
+
+
+def _enough(parts: Parts, false_alarm_rate: float) -> Parts:
+    require_pictures(len(parts.thresholds), false_alarm_rate)
+    if len(parts.int8) < 2:
+        raise DataError("INT8 needs at least 2 good pictures beside those for thresholds: add pictures")
+    return parts
+
+
+def _some(samples: Sequence[Sample], rng: np.random.Generator, count: int = RANGE_PICTURES) -> tuple[Sample, ...]:
+    chosen = rng.choice(len(samples), min(count, RANGE_PICTURES, len(samples)), replace=False)
+    return tuple(samples[index] for index in sorted(chosen))
+
+
+def measure_int8(
+    fp32: bytes,
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    method: Method,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> Ranges:
+    """Ranges of the FP32 graph's tensors on good pictures, with the decision which nodes stay in floating point."""
+    from adedge.calibration.qdq import quantised_tensors
+    from adedge.calibration.ranges import collect_ranges
+    from adedge.calibration.sensitivity import Limits, choose_float_nodes
+
+    manifest = bundle.manifest
+    rng = np.random.default_rng(0)
+    frames = np.stack([_network_frame(sample, manifest.input, rng) for sample in samples])
+    ranges = collect_ranges(
+        fp32,
+        quantised_tensors(fp32),
+        (network_input(frame[None], manifest.input)[0] for frame in frames),
+        method,
+        data_digest=_digest(samples),
+        total=len(frames),
+        progress=progress,
+    )
+    good = frames[:PROBE_PICTURES]
+    probe = network_input(np.concatenate([good, np.stack([stain(frame, rng)[0] for frame in good])]), manifest.input)
+
+    def score(graph: bytes, frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        maps = score_maps(manifest.score, run_with_onnxruntime(graph)(frames))
+        return maps, image_scores(manifest.score, maps)
+
+    decision = choose_float_nodes(
+        fp32,
+        ranges,
+        score,
+        probe,
+        np.arange(len(probe)) < len(good),
+        limits=limits or Limits(),
+        progress=progress,
+    )
+    return ranges.model_copy(update={"float_nodes": decision.float_nodes, "notes": decision.notes})
+
+
+def score_pictures(
+    bundle: Bundle, backend: Backend, samples: Sequence[Sample], name: str, progress: Progress | None = None
+) -> NDArray[np.float32]:
+    """Raw scores (n,) of pictures, through the same code as `adedge run`."""
+    inspector = Inspector(backend, bundle.manifest.input, bundle.manifest.score, threshold=np.inf)
+    scores: list[float] = []
+    for start in range(0, len(samples), backend.batch):
+        part = samples[start : start + backend.batch]
+        frames = [
+            Frame(index=start + offset, captured_at_ns=0, image=sample.read(), name=_name(sample))
+            for offset, sample in enumerate(part)
+        ]
+        scores += [verdict.score for verdict in inspector.inspect(frames)]
+        if progress is not None:
+            progress(len(scores), len(samples), name)
+    return np.array(scores, np.float32)
+
+
+def pytorch_backend(bundle: Bundle) -> Backend:
+    """The trained networks in PyTorch behind the interface of an engine."""
+    import torch
+
+    module = load_detector(bundle)
+
+    def run(frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            return [output.numpy() for output in module(torch.from_numpy(frames))]
+
+    return FakeBackend(run, bundle.manifest.input.shape, batch=BATCH)
+
+
+def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Iterator[tuple[str, Backend]]:
+    """Engines of the bundle beside ONNX Runtime's that run here; ``notes`` gets a sentence for each that does not."""
+    for target, precision in engines_in(bundle):
+        name = f"{target}/{precision}"
+        try:
+            if read_record(bundle, target, precision).graph in changed:
+                notes.append(f"the {name} engine is stale, its graph changed: run 'adedge build-engine' again")
+            elif target != "onnxruntime":
+                yield name, load_engine(bundle, target, precision)
+        except AdedgeError as error:
+            notes.append(f"no new threshold for the {name} engine: {error}")
+
+
+def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture as one network input (H, W, C) uint8; of a picture that is tiled, a tile at a random place."""
+    frame = conform(sample.read(), spec)
+    top, left = (int(rng.integers(frame.shape[axis] - side + 1)) for axis, side in enumerate((spec.height, spec.width)))
+    tile: NDArray[np.uint8] = frame[top : top + spec.height, left : left + spec.width]
+    return tile
+
+
+def _normalisation(scores: NDArray[np.float32]) -> Normalisation:
+    std = float(np.std(scores, dtype=np.float64, ddof=1))
+    if not std > 0:
+        raise DataError("all good pictures have the same score: the detector sees no difference between them")
+    return Normalisation(mean=float(np.mean(scores, dtype=np.float64)), std=std, pictures=len(scores))
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    return hashlib.sha256("\n".join(sorted(sample.digest for sample in samples)).encode()).hexdigest()
+
+
+def _name(sample: Sample) -> str:
+    return sample.digest if sample.path is None else sample.path.name

@@ -1,0 +1,138 @@
+"""How far a graph or an engine is from PyTorch, measured on the golden frames, and how far it may be."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Bundle, Difference
+from adedge.errors import BundleError, GateError
+from adedge.metrics import auroc
+from adedge.scoring import image_scores, score_maps
+from adedge.specs import InputSpec, Precision
+
+Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far maps and scores may be from PyTorch's, as fractions of the largest map value and score there.
+
+    ``auroc_drop`` bounds PyTorch's AUROC minus the graph's, where the golden frames are of both labels.
+    """
+
+    map_error: float
+    score_error: float
+    auroc_drop: float
+
+
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    "fp32": Tolerance(map_error=1e-3, score_error=1e-4, auroc_drop=0.0),
+    "fp16": Tolerance(map_error=0.05, score_error=0.02, auroc_drop=0.005),
+    # One pixel may be off by much where both images are flat; scores are what verdicts are made of. Of 16 good and 16
+    # anomalous frames, a drop of 0.02 is five pairs of the 256 that change order.
+    "int8": Tolerance(map_error=0.5, score_error=0.15, auroc_drop=0.02),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """golden.npz (see `adedge.golden`): frames uint8 (N, H, W, C), labels (N,), maps (N, H, W), scores (N,)."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int8]
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """The golden frames of a bundle. Raises `BundleError` where they are absent, changed or do not fit the bundle."""
+    path = bundle.file("golden.npz")
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            golden = Golden(frames=file["frames"], labels=file["labels"], maps=file["maps"], scores=file["scores"])
+    except (OSError, ValueError, KeyError) as exc:
+        raise BundleError(f"{path} is not a file of golden frames ({exc}): run 'adedge train' again") from exc
+    spec = bundle.manifest.input
+    count = len(golden.frames)
+    size = (count, spec.height, spec.width)
+    shapes = (golden.frames.shape, golden.labels.shape, golden.maps.shape, golden.scores.shape)
+    if not count or shapes != ((*size, spec.channels), (count,), size, (count,)):
+        raise BundleError(f"{path} does not fit the bundle's input spec: run 'adedge train' again")
+    return golden
+
+
+def network_input(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
+    """Conformed frames (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel * scale - mean) / std."""
+    x = frames.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(spec.scale)
+    if spec.mean:
+        x -= np.array(spec.mean, np.float32).reshape(-1, 1, 1)
+    if spec.std:
+        x /= np.array(spec.std, np.float32).reshape(-1, 1, 1)
+    return np.ascontiguousarray(x)
+
+
+def difference(bundle: Bundle, run: Run, *, threshold: str | None = None, scored: bool = False) -> Difference:
+    """Run the golden frames and compare maps, scores and verdicts with what PyTorch gave.
+
+    ``run`` takes network input (N, C, H, W) float32 and gives the network's outputs, or with ``scored`` maps (N, H, W)
+    and scores (N,). ``threshold`` is the key of the threshold that goes with it, as "onnxruntime/int8"; flips are
+    counted where the bundle has it and the one of "pytorch/fp32". Raises `GateError` where an output is not finite.
+    """
+    manifest = bundle.manifest
+    golden = read_golden(bundle)
+    outputs = run(network_input(golden.frames, manifest.input))
+    if scored:
+        maps, scores = outputs
+    else:
+        maps = score_maps(manifest.score, outputs)
+        scores = image_scores(manifest.score, maps)
+    broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
+    if broken.any():
+        raise GateError(f"golden frame {int(np.argmax(broken))} gives values that are not finite: nothing was written")
+    return Difference(
+        map_error=float(np.abs(maps - golden.maps).max()),
+        score_error=float(np.abs(scores - golden.scores).max()),
+        frames=len(scores),
+        flips=_flips(bundle, golden.scores, scores, threshold),
+        auroc_change=_auroc_change(golden, scores),
+    )
+
+
+def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tolerance) -> None:
+    """Raise `GateError` where a graph is further from PyTorch than ``tolerance`` allows."""
+    for what, error, allowed, largest in (
+        ("map", found.map_error, tolerance.map_error, np.abs(golden.maps).max()),
+        ("score", found.score_error, tolerance.score_error, np.abs(golden.scores).max()),
+    ):
+        if not error <= allowed * largest:
+            raise GateError(
+                f"{name} differs from PyTorch by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
+                f"{allowed * largest:.2e}, is allowed: the bundle is as it was"
+            )
+    if found.auroc_change is not None and -found.auroc_change > tolerance.auroc_drop:
+        raise GateError(
+            f"{name} loses {-found.auroc_change:.4f} AUROC on the golden frames, and {tolerance.auroc_drop:g} is "
+            "allowed: the bundle is as it was"
+        )
+
+
+def _flips(
+    bundle: Bundle, expected: NDArray[np.float32], scores: NDArray[np.float32], threshold: str | None
+) -> int | None:
+    thresholds = bundle.manifest.thresholds
+    reference = thresholds.get("pytorch/fp32")
+    own = thresholds.get(threshold) if threshold is not None else None
+    if reference is None or own is None:
+        return None
+    return int(np.sum((expected > reference.value) != (scores > own.value)))
+
+
+def _auroc_change(golden: Golden, scores: NDArray[np.float32]) -> float | None:
+    if set(golden.labels.tolist()) != {0, 1}:
+        return None
+    return float(auroc(golden.labels, scores) - auroc(golden.labels, golden.scores))
