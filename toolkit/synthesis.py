@@ -42,7 +42,7 @@ class DemoSettings:
 DEMO = DemoSettings(
     texture="brick",
     train_options=(
-        *("--budget", "quick", "--size", str(SIZE), "--color", "gray", "--smoothing", "9"),
+        *("--budget", "quick", "--size", str(SIZE), "--color", "gray", "--smoothing", "9", "--margin", "6"),
         *("--ae-iterations", "2400", "--sdn-iterations", "300"),
     ),
     false_alarm_rate=0.01,

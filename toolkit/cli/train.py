@@ -90,6 +90,13 @@ def oesdn(
             "matters.  [default: an eighth of --size, 32 for 256; one-class sets: none]",
         ),
     ] = None,
+    margin: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Border in pixels that a picture's score leaves out: what a crop's edge cuts off reconstructs badly.",
+        ),
+    ] = 0,
     ae_iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the autoencoder, instead of the budget's.")
     ] = None,
@@ -158,6 +165,7 @@ def oesdn(
         auxiliary=auxiliary,
         outlier_weight=outlier_weight,
         smoothing=smoothing,
+        margin=margin,
         ae_iterations=ae_iterations,
         sdn_iterations=sdn_iterations,
         batch=batch,

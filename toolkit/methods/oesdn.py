@@ -224,7 +224,8 @@ class OeSdn(Model):
     of it (objects, small pictures); "crop" keeps its resolution, trains on random crops and looks at overlapping tiles
     of stride size / 4 (textures). ``one_class`` scores a picture by the mean of its map instead of the maximum of the
     smoothed map; ``smoothing`` is the side of its uniform filter, by default an eighth of the input (the paper's 32 for
-    256). Other options that are None come from the budget.
+    256), and ``margin`` the width of the border that the maximum leaves out. Other options that are None come from the
+    budget.
     """
 
     name: ClassVar[str] = "oesdn"
@@ -240,6 +241,7 @@ class OeSdn(Model):
     auxiliary: Auxiliary = "rotation"
     outlier_weight: float = Field(default=0.5, ge=0, le=1)
     smoothing: int | None = Field(default=None, ge=2)
+    margin: int = Field(default=0, ge=0)
     ae_iterations: int | None = Field(default=None, ge=1)
     sdn_iterations: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
