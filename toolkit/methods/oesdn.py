@@ -299,9 +299,8 @@ class OeSdn(Model):
     def _score_spec(self) -> ScoreSpec:
         if self.one_class:
             return ScoreSpec(comparison=Dssim(), reduce="mean", margin=Dssim().window // 2)
-        return ScoreSpec(
-            comparison=Dssim(), filters=(Uniform(size=self.smoothing or max(2, self.size // 8)),), reduce="max"
-        )
+        smoothing = Uniform(size=self.smoothing or max(2, self.size // 8))
+        return ScoreSpec(comparison=Dssim(), filters=(smoothing,), reduce="max", margin=self.margin)
 
     def _stages(self) -> tuple[Stage, ...]:
         budget = BUDGETS[self.budget, self.architecture]
