@@ -193,7 +193,7 @@ def _blurred(values: Float, sigma: float) -> Float:
     return cast(Float, cv2.GaussianBlur(values, (0, 0), sigma))
 
 
-def _float(values: NDArray[np.floating]) -> Float:
+def _float(values: NDArray[np.floating] | cv2.typing.MatLike) -> Float:
     return values.astype(np.float32)
 
 

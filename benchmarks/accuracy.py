@@ -1,0 +1,125 @@
+"""How well a contender tells good from anomalous pictures, and how often it decides otherwise than PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.benchmarks.latency import Contender
+from adedge.datasets import Sample
+from adedge.metrics import auroc, best_f1, bootstrap_interval, pixel_auroc, pro_curve, roc_curve
+from adedge.runtime.pipeline import Inspector
+from adedge.runtime.sources import Frame
+from adedge.specs import InputSpec, Model, ScoreSpec
+
+Progress = Callable[[int, int, str], None]
+CURVE_POINTS = 200
+
+
+class Accuracy(Model):
+    """Metrics of one contender on raw scores and maps.
+
+    ``auroc_low`` and ``auroc_high`` bound the AUROC with 95% confidence (stratified bootstrap over pictures).
+    ``false_alarms`` and ``misses`` are rates at the contender's own threshold, ``flips`` the pictures whose verdict
+    differs from PyTorch's; None where a threshold, a mask or PyTorch is missing. ``roc`` and ``pro`` are points (x, y).
+    """
+
+    pictures: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    pixel_auroc: float | None = None
+    aupro: float | None = None
+    best_f1: float
+    false_alarms: float | None = None
+    misses: float | None = None
+    flips: int | None = None
+    roc: tuple[tuple[float, float], ...]
+    pro: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a contender says of the labelled pictures: maps (list of (H, W)), scores (N,), verdicts (N,) or None."""
+
+    maps: list[NDArray[np.float32]]
+    scores: NDArray[np.float64]
+    verdicts: NDArray[np.bool_] | None
+
+
+def score_samples(
+    contender: Contender, samples: Sequence[Sample], spec: InputSpec, score: ScoreSpec, progress: Progress | None = None
+) -> Scored:
+    """Maps, raw scores and verdicts of pictures, through the code that `adedge run` uses."""
+    threshold = contender.threshold
+    inspector = Inspector(contender.backend, spec, score, threshold=np.inf if threshold is None else threshold)
+    maps: list[NDArray[np.float32]] = []
+    scores: list[float] = []
+    for index, sample in enumerate(samples):
+        frame = Frame(index, 0, sample.read(), sample.kind)
+        for verdict in inspector.inspect([frame]):
+            assert verdict.map is not None
+            maps.append(verdict.map.copy())
+            scores.append(verdict.score)
+        if progress is not None:
+            progress(index + 1, len(samples), contender.name)
+    values = np.array(scores, np.float64)
+    return Scored(maps=maps, scores=values, verdicts=None if threshold is None else values > threshold)
+
+
+def accuracy(
+    scored: Scored, labels: NDArray[np.int64], masks: NDArray[np.bool_] | None, reference: Scored | None
+) -> Accuracy:
+    """Metrics of a contender against ``labels`` (N,), ``masks`` (N, H, W) at map size, and PyTorch's verdicts."""
+    interval = bootstrap_interval(auroc, labels, scored.scores, stratify=labels)
+    fpr, tpr, _ = roc_curve(labels, scored.scores)
+    pixels: dict[str, object] = {}
+    if masks is not None:
+        maps = np.stack(scored.maps)
+        rates, overlaps = pro_curve(masks, maps)
+        area = float(np.sum(np.diff(rates) * (overlaps[1:] + overlaps[:-1]) / 2) / rates[-1])
+        pixels = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": area, "pro": _points(rates, overlaps)}
+    verdicts = scored.verdicts
+    if verdicts is not None:
+        pixels["false_alarms"] = float(verdicts[labels == 0].mean())
+        pixels["misses"] = float((~verdicts[labels == 1]).mean())
+        if reference is not None and reference.verdicts is not None:
+            pixels["flips"] = int((verdicts != reference.verdicts).sum())
+    return Accuracy.model_validate(
+        {
+            "pictures": len(labels),
+            "auroc": auroc(labels, scored.scores),
+            "auroc_low": interval.low,
+            "auroc_high": interval.high,
+            "best_f1": best_f1(labels, scored.scores).f1,
+            "roc": _points(fpr, tpr),
+            **pixels,
+        }
+    )
+
+
+def masks_at_map_size(samples: Sequence[Sample], maps: Sequence[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
+    """Ground truth (N, H, W) resized to the maps (nearest), or None unless all maps are of one size and all known."""
+    import cv2
+
+    if len({one.shape for one in maps}) != 1:
+        return None
+    height, width = maps[0].shape
+    masks = []
+    for sample in samples:
+        mask = np.zeros((height, width), bool) if sample.label == 0 else sample.read_mask()
+        if mask is None:
+            return None
+        if mask.shape != (height, width):
+            mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+        masks.append(mask)
+    return np.stack(masks)
+
+
+def _points(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    """At most `CURVE_POINTS` of a curve's points, the ends among them: enough to draw it."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+    return tuple((round(float(x[i]), 6), round(float(y[i]), 6)) for i in chosen)

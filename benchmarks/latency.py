@@ -1,0 +1,123 @@
+"""How long a verdict takes, at three named boundaries, warm-up left out and all contenders interleaved.
+
+*network*: the engine alone. *frame*: preprocess to score. *verdict*: from the capture's timestamp to the verdict handed
+to the first sink, through the real pipeline, with frames arriving at a stated rate that leaves the engine 30% idle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.runtime.backend import Backend
+from adedge.runtime.pipeline import Inspector, run
+from adedge.runtime.sinks import ListSink
+from adedge.runtime.sources import ArraySource, Frame
+from adedge.specs import InputSpec, Model, ScoreSpec
+
+Progress = Callable[[int, int, str], None]
+ROUND = 10  # frames that one contender is given before it is the next one's turn
+BUSY = 0.7  # share of the engine's capacity that the paced source asks for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """An executor to measure: ``name`` is "<target>/<precision>", ``threshold`` None where none was fitted."""
+
+    name: str
+    backend: Backend
+    threshold: float | None = None
+
+
+class Percentiles(Model):
+    """Latency in milliseconds; percentiles by linear interpolation between samples, which are kept in order."""
+
+    p50: float
+    p95: float
+    p99: float
+    mean: float
+    samples_ms: tuple[float, ...]
+
+
+class Latency(Model):
+    """The latencies of one contender, its throughput, and the rate in frames per second behind "verdict"."""
+
+    network: Percentiles
+    frame: Percentiles
+    verdict: Percentiles
+    frames_per_second: float
+    paced_at: float
+
+
+def percentiles(samples_ms: Sequence[float]) -> Percentiles:
+    """p50, p95, p99 and mean of latencies in milliseconds."""
+    p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, (50, 95, 99)))
+    kept = tuple(round(float(value), 4) for value in samples_ms)
+    return Percentiles(p50=p50, p95=p95, p99=p99, mean=float(np.mean(samples_ms)), samples_ms=kept)
+
+
+def measure_latency(
+    contenders: Sequence[Contender],
+    images: Sequence[NDArray[np.uint8]],
+    spec: InputSpec,
+    score: ScoreSpec,
+    *,
+    frames: int = 200,
+    warmup: int = 10,
+    progress: Progress | None = None,
+) -> dict[str, Latency]:
+    """Latency of each contender over ``frames`` frames, one at a time, taken in turn from ``images`` (H, W, C)."""
+    inspectors = {c.name: Inspector(c.backend, spec, score, threshold=c.threshold or np.inf) for c in contenders}
+    timings: dict[str, list[tuple[float, float]]] = {name: [] for name in inspectors}
+    for inspector in inspectors.values():
+        _inspect(inspector, images, 0, warmup)
+    for start in range(0, frames, ROUND):
+        for name, inspector in inspectors.items():
+            timings[name] += _inspect(inspector, images, start, min(ROUND, frames - start))
+        if progress is not None:
+            progress(min(start + ROUND, frames), frames, "network and frame")
+    found = {}
+    for done, (name, inspector) in enumerate(inspectors.items()):
+        network, frame = (list(column) for column in zip(*timings[name], strict=True))
+        rate = BUSY * 1e3 / float(np.median(frame))
+        if progress is not None:
+            progress(done, len(inspectors), f"verdict, {name} at {rate:.1f} frames/s")
+        found[name] = Latency(
+            network=percentiles(network),
+            frame=percentiles(frame),
+            verdict=percentiles(_paced(inspector, images, rate, max(20, frames // 4))),
+            frames_per_second=1e3 * len(frame) / sum(frame),
+            paced_at=rate,
+        )
+    return found
+
+
+def _inspect(
+    inspector: Inspector, images: Sequence[NDArray[np.uint8]], start: int, count: int
+) -> list[tuple[float, float]]:
+    """(network, frame) milliseconds of ``count`` frames, one at a time."""
+    timings = []
+    for index in range(start, start + count):
+        frame = Frame(index, time.monotonic_ns(), images[index % len(images)], f"frame {index}")
+        for verdict in inspector.inspect([frame]):
+            timings.append((verdict.timings_ms["network"], verdict.timings_ms["frame"]))
+    return timings
+
+
+def _paced(inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int) -> list[float]:
+    """Verdict latencies in milliseconds of frames that arrive ``rate`` times a second."""
+
+    def arriving() -> Iterator[NDArray[np.uint8]]:
+        due = time.monotonic()
+        for index in range(count):
+            due += 1 / rate
+            time.sleep(max(0.0, due - time.monotonic()))
+            yield images[index % len(images)]
+
+    sink = ListSink()
+    run(ArraySource(arriving, name="paced"), inspector, [sink], policy="every")
+    return [verdict.timings_ms["verdict"] for verdict in sink.verdicts]

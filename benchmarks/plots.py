@@ -1,0 +1,88 @@
+"""The report's plots as PNG bytes. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adedge.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from adedge.benchmarks.accuracy import Accuracy
+    from adedge.benchmarks.latency import Latency
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def latency_accuracy(latencies: Mapping[str, Latency], accuracies: Mapping[str, Accuracy]) -> bytes:
+    """Median frame latency against image AUROC with its 95% interval: one point for each engine."""
+    figure, (axes,) = _figure(1, (6.4, 3.6))
+    for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
+        if name not in accuracies:
+            continue
+        found = accuracies[name]
+        below, above = found.auroc - found.auroc_low, found.auroc_high - found.auroc
+        axes.errorbar(
+            [latency.frame.p50],
+            [found.auroc],
+            yerr=[[max(0.0, below)], [max(0.0, above)]],
+            xerr=[[0.0], [latency.frame.p95 - latency.frame.p50]],
+            fmt="o",
+            markersize=9,
+            capsize=4,
+            color=colour,
+            label=name,
+        )
+    axes.set(xlabel="frame latency in ms (p50; bar to p95)", ylabel="image AUROC (95% interval)", xlim=(0, None))
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def latency_histograms(latencies: Mapping[str, Latency]) -> bytes:
+    """Histograms of the three latencies, all engines in each."""
+    figure, all_axes = _figure(3, (11, 3.2))
+    for axes, boundary in zip(all_axes, ("network", "frame", "verdict"), strict=True):
+        for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
+            samples = getattr(latency, boundary).samples_ms
+            axes.hist(samples, bins=40, histtype="step", linewidth=1.6, color=colour, label=name)
+        axes.set(xlabel=f"{boundary} latency in ms", ylabel="frames")
+    all_axes[0].legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
+    """ROC curves of pictures, and PRO curves of regions where masks are known."""
+    with_masks = any(found.pro for found in accuracies.values())
+    figure, all_axes = _figure(2 if with_masks else 1, (9 if with_masks else 4.6, 3.8))
+    for colour, (name, found) in zip(COLOURS, accuracies.items(), strict=False):
+        all_axes[0].plot(*zip(*found.roc, strict=True), color=colour, label=name, linewidth=1.6)
+        if found.pro:
+            all_axes[1].plot(*zip(*found.pro, strict=True), color=colour, label=name, linewidth=1.6)
+    all_axes[0].set(xlabel="false-positive rate of pictures", ylabel="true-positive rate", ylim=(0, 1.02))
+    all_axes[0].legend(frameon=False, fontsize=8)
+    if with_masks:
+        all_axes[1].set(xlabel="false-positive rate of pixels", ylabel="mean overlap of regions", ylim=(0, 1.02))
+    return _png(figure)
+
+
+def _figure(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependency("matplotlib", "report", "the plots of a report") from error
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure, all_axes
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
