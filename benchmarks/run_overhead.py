@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -131,7 +132,8 @@ def main() -> int:
         spec, score = bundle.manifest.input, bundle.manifest.score
     result = compare(graph, spec, score, threads=arguments.threads, rounds=arguments.rounds)
     sys.stdout.write(json.dumps(result) + "\n")
-    return int(result["ratio"] > RATIO_ALLOWED or result["scoring_ms"] > SCORING_ALLOWED_MS)
+    ratio, scoring_ms = (cast(float, result[key]) for key in ("ratio", "scoring_ms"))
+    return int(ratio > RATIO_ALLOWED or scoring_ms > SCORING_ALLOWED_MS)
 
 
 if __name__ == "__main__":

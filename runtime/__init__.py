@@ -1,4 +1,4 @@
-"""What runs on the device: engines, preprocessing, scoring, frame sources, sinks and the pipeline. Never imports torch."""
+"""What runs on the device: engines, preprocessing, scoring, sources, sinks and the pipeline. Never imports torch."""
 
 if __name__ != "adedge.runtime":
     raise ImportError("import this package as 'adedge.runtime' (pip install -e .), not by its folder name")

@@ -164,7 +164,7 @@ def _foreign(base: Float, rng: np.random.Generator, texture: str | None) -> Floa
     other = photograph(others[rng.integers(len(others))])
     top, left = (int(rng.integers(max(1, a - b + 1))) for a, b in zip(other.shape, base.shape, strict=True))
     piece = other[top : top + base.shape[0], left : left + base.shape[1]].astype(np.float32)
-    piece = _float(cv2.resize(piece, base.shape[::-1]))
+    piece = cast(Float, cv2.resize(piece, base.shape[::-1]))
     contrast = float(base.std()) / max(float(piece.std()), 1e-3)
     matched = (piece - piece.mean()) * contrast + base.mean()
     return _float(base * (1 - spot) + spot * matched)
@@ -193,7 +193,7 @@ def _blurred(values: Float, sigma: float) -> Float:
     return cast(Float, cv2.GaussianBlur(values, (0, 0), sigma))
 
 
-def _float(values: NDArray[np.floating] | cv2.typing.MatLike) -> Float:
+def _float(values: NDArray[np.floating]) -> Float:
     return values.astype(np.float32)
 
 
