@@ -103,7 +103,8 @@ def add_defect(
     missing   a chipped-off piece: a dark hollow, lit from one side
     foreign   a piece of a photograph other than ``texture``, brought to the same brightness and contrast
 
-    Spots are 14 to 26% of the picture's side across. A draw that changes fewer than 8 pixels is drawn again. Raises
+    No defect is darker or brighter than the picture that it is on, or its minimum would give it away. Spots are 14 to
+    26% of the picture's side across. A draw that changes fewer than 8 pixels is drawn again. Raises
     `DataError` for pictures under 32 pixels a side, in which such defects are too small to be seen.
     """
     if picture.ndim != 2 or min(picture.shape) < 32:
@@ -118,7 +119,7 @@ def add_defect(
             changed = _hollow(base, rng)
         else:
             changed = _foreign(base, rng, texture)
-        result = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+        result = np.clip(np.rint(changed), base.min(), base.max()).astype(np.uint8)
         mask = result != picture
         if mask.sum() >= 8:
             return result, mask
