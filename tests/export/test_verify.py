@@ -1,0 +1,116 @@
+"""Differences against a closed form, flips and AUROC counted by hand, and the tolerance as a gate."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
+from adedge.errors import BundleError, GateError
+from adedge.export.verify import TOLERANCES, check_tolerance, difference, network_input, read_golden
+from adedge.specs import InputSpec, ReadyMap, ScoreSpec
+
+SPEC = InputSpec(height=8, width=8, channels=1, color="gray", mean=(0.5,), std=(0.25,))
+LEVELS = (10, 20, 30, 40)
+
+
+def threshold(value: float) -> Threshold:
+    return Threshold(value=value, false_alarm_rate=0.05, pictures=40, data_digest="")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Four flat frames whose map is their grey level / 100; the two brighter ones are anomalous."""
+    frames = np.stack([np.full((8, 8, 1), level, np.uint8) for level in LEVELS])
+    maps = (frames[..., 0] / 100).astype(np.float32)
+    stream = io.BytesIO()
+    np.savez(stream, frames=frames, labels=np.array([0, 0, 1, 1], np.int8), maps=maps, scores=maps.max(axis=(1, 2)))
+    manifest = Manifest(
+        method="oesdn",
+        variant="ae",
+        network={},
+        input=SPEC,
+        score=ScoreSpec(comparison=ReadyMap()),
+        thresholds={"pytorch/fp32": threshold(0.25), "onnxruntime/fp32": threshold(0.35)},
+        provenance=Provenance(
+            created="", data="", data_digest=hashlib.sha256(b"").hexdigest(), seed=0, budget="", device="", versions={}
+        ),
+    )
+    with create(tmp_path / "b.adedge", manifest) as draft:
+        draft.write("golden.npz", stream.getvalue())
+    return Bundle.open(tmp_path / "b.adedge")
+
+
+def levels(x: np.ndarray) -> np.ndarray:
+    """The grey level / 100 again, from preprocessed input."""
+    return ((x[:, 0] * 0.25 + 0.5) * 2.55).astype(np.float32)
+
+
+def test_the_same_outputs_differ_by_nothing_but_thresholds_decide(bundle: Bundle) -> None:
+    found = difference(bundle, lambda x: [levels(x)], threshold="onnxruntime/fp32")
+    assert found.map_error == pytest.approx(0, abs=1e-6)
+    assert found.score_error == pytest.approx(0, abs=1e-6)
+    # 0.3 is above PyTorch's threshold of 0.25 and below the other one of 0.35.
+    assert (found.frames, found.flips, found.auroc_change) == (4, 1, 0)
+    assert difference(bundle, lambda x: [levels(x)], threshold="tensorrt/fp32").flips is None
+
+
+def test_one_wrong_pixel_and_a_wrong_order(bundle: Bundle) -> None:
+    def run(x: np.ndarray) -> Sequence[np.ndarray]:
+        maps = levels(x)
+        maps[0, 3, 4] = 0.35  # a good frame now scores above one of the two anomalous ones: one pair of four
+        return [maps]
+
+    found = difference(bundle, run)
+    assert found.map_error == pytest.approx(0.25, abs=1e-6)
+    assert found.score_error == pytest.approx(0.25, abs=1e-6)
+    assert found.auroc_change == pytest.approx(-0.25)
+
+
+def test_scored_graphs_are_taken_at_their_word(bundle: Bundle) -> None:
+    found = difference(bundle, lambda x: [levels(x), np.array([0.1, 0.2, 0.3, 0.5], np.float32)], scored=True)
+    assert found.map_error == pytest.approx(0, abs=1e-6)
+    assert found.score_error == pytest.approx(0.1, abs=1e-6)
+
+
+def test_values_that_are_not_finite_are_refused(bundle: Bundle) -> None:
+    def run(x: np.ndarray) -> Sequence[np.ndarray]:
+        maps = levels(x)
+        maps[2, 0, 0] = np.nan
+        return [maps]
+
+    with pytest.raises(GateError, match="golden frame 2"):
+        difference(bundle, run)
+
+
+def test_network_input_is_the_formula(bundle: Bundle) -> None:
+    frames = read_golden(bundle).frames
+    expected = (frames.astype(np.float64) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(network_input(frames, SPEC)[:, 0], expected[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (Difference(map_error=0.1, score_error=0, frames=4), "by 1.00e-01 in a map"),
+        (Difference(map_error=0, score_error=0.1, frames=4), "by 1.00e-01 in a score"),
+        (Difference(map_error=0, score_error=0, frames=4, auroc_change=-0.01), "loses 0.0100 AUROC"),
+    ],
+)
+def test_beyond_the_tolerance_is_refused(bundle: Bundle, found: Difference, message: str) -> None:
+    golden = read_golden(bundle)
+    with pytest.raises(GateError, match=message):
+        check_tolerance("model.fp16.onnx", found, golden, TOLERANCES["fp16"])
+    check_tolerance("model.int8.onnx", found.model_copy(update={"score_error": 0.0}), golden, TOLERANCES["int8"])
+
+
+def test_damaged_golden_frames_are_refused(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"nothing")
+    with pytest.raises(BundleError, match="not a file of golden frames"):
+        read_golden(Bundle.open(bundle.path))
