@@ -30,8 +30,8 @@ BORDER = cv2.BORDER_REFLECT  # SciPy's "reflect": the edge pixel is repeated
 class Scorer:
     """Executes a `ScoreSpec` on batches of at most ``batch`` pictures of ``shape`` (channels, height, width).
 
-    Agrees with `adedge.scoring` within 1e-4 on every pixel of images that span the data range (1e-5 is usual at window 7). One
-    thread does the work: OpenCV does not share these filters out among its own, whatever cv2.setNumThreads says.
+    Agrees with `adedge.scoring` within 1e-4 on every pixel of images that span the data range (1e-5 is usual at
+    window 7). One thread does the work: OpenCV does not share these filters out, whatever cv2.setNumThreads says.
     Raises `DataError` where the spec's margin leaves no pixel.
     """
 
