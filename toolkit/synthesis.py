@@ -43,7 +43,7 @@ DEMO = DemoSettings(
     texture="brick",
     train_options=(
         *("--budget", "quick", "--size", str(SIZE), "--color", "gray", "--smoothing", "9", "--margin", "6"),
-        *("--ae-iterations", "2400", "--sdn-iterations", "300"),
+        *("--ae-iterations", "2000", "--sdn-iterations", "150"),
     ),
     false_alarm_rate=0.01,
 )
