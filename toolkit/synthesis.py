@@ -45,7 +45,7 @@ DEMO = DemoSettings(
         *("--budget", "quick", "--size", str(SIZE), "--color", "gray", "--smoothing", "9", "--margin", "6"),
         *("--ae-iterations", "2000", "--sdn-iterations", "150"),
     ),
-    false_alarm_rate=0.01,
+    false_alarm_rate=0.05,
 )
 
 

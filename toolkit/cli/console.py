@@ -33,7 +33,7 @@ def progress(title: str) -> Iterator[Step]:
         def log(done: int, total: int, text: str) -> None:
             nonlocal shown
             tenth = 10 * done // max(total, 1)
-            if tenth > shown:
+            if tenth != shown:  # smaller again: the next part of the work began
                 shown = tenth
                 console.print(f"{title}: {done}/{total} {text}")
 
