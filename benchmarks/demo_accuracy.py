@@ -19,11 +19,13 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.console import Console
 
 from adedge.bundle import Bundle
-from adedge.cli.console import output
 from adedge.errors import DataError
 from adedge.metrics import aupro, auroc, pixel_auroc
+
+output = Console(highlight=False)
 
 HEADER = (
     "| seed | image AUROC | pixel AUROC | AUPRO | training s | untrained: mean | std | darkest | brightest |\n"
