@@ -20,7 +20,7 @@ import typer
 from numpy.typing import NDArray
 
 from adedge.bundle import Bundle
-from adedge.cli.console import note, output, progress
+from adedge.console import note, output, progress
 from adedge.metrics import auroc, bootstrap_interval
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import typer
 
 from adedge.bundle import Bundle
 from adedge.cli import app
-from adedge.cli.console import note, output, progress, warn
+from adedge.console import note, output, progress, warn
 from adedge.errors import AdedgeError, EngineError
 from adedge.specs import TARGETS, Precision, Target, parse_precisions
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from adedge.bundle import Bundle
 from adedge.cli import app
-from adedge.cli.console import note, output, progress, warn
+from adedge.console import note, output, progress, warn
 from adedge.errors import UsageError
 from adedge.specs import Precision, Target
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from adedge.bundle import Bundle, Manifest
 from adedge.cli import app
-from adedge.cli.console import note, output, progress, warn
 from adedge.cli.export import print_graphs
+from adedge.console import note, output, progress, warn
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from adedge.cli import app
-from adedge.cli.console import console, note
+from adedge.console import console, note
 
 PRECISIONS = ("fp32", "fp16", "int8")
 

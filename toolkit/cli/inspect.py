@@ -11,7 +11,7 @@ from rich.table import Table
 
 from adedge.bundle import Bundle, Difference
 from adedge.cli import app
-from adedge.cli.console import output
+from adedge.console import output
 from adedge.errors import BundleError
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adedge.cli import app
-from adedge.cli.console import console, note, warn
+from adedge.console import console, note, warn
 from adedge.errors import EngineError, MissingDependency
 from adedge.specs import Precision, Target
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from adedge.cli import app
-from adedge.cli.console import note
+from adedge.console import note
 
 
 @app.command("keygen")

@@ -11,7 +11,7 @@ import typer
 
 from adedge.bundle import check_creatable
 from adedge.cli import app
-from adedge.cli.console import Step, note, progress, warn
+from adedge.console import Step, note, progress, warn
 
 command = typer.Typer(no_args_is_help=True, help="Train a detector on pictures of good parts and write a bundle.")
 app.add_typer(command, name="train")
