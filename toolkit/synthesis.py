@@ -32,7 +32,7 @@ STRIP = 128  # height of a strip of the right half, in pixels
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What `adedge demo` learns, and how: chosen on seeds 0 to 2, reported on others (docs/accuracy.md)."""
+    """What `adedge demo` learns, and how: chosen on seed 0; `adedge.benchmarks.demo_accuracy` measures it on others."""
 
     texture: Texture
     train_options: tuple[str, ...]
