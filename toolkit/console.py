@@ -1,4 +1,4 @@
-"""What commands and benchmarks show the same way: progress bars, tables and notes, on stderr so that stdout stays data."""
+"""What commands and benchmarks show the same way: progress, tables and notes; on stderr, so that stdout stays data."""
 
 from __future__ import annotations
 
