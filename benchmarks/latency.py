@@ -71,7 +71,10 @@ def measure_latency(
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
     """Latency of each contender over ``frames`` frames, one at a time, taken in turn from ``images`` (H, W, C)."""
-    inspectors = {c.name: Inspector(c.backend, spec, score, threshold=c.threshold or np.inf) for c in contenders}
+    inspectors = {
+        c.name: Inspector(c.backend, spec, score, threshold=np.inf if c.threshold is None else c.threshold)
+        for c in contenders
+    }
     timings: dict[str, list[tuple[float, float]]] = {name: [] for name in inspectors}
     for inspector in inspectors.values():
         _inspect(inspector, images, 0, warmup)

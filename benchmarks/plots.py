@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from adedge.benchmarks.latency import Latency
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def require_matplotlib() -> None:
+    """Raise `MissingDependency` where there is nothing to draw with: better before measuring than after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependency("matplotlib", "report", "the plots of a report")
 
 
 def latency_accuracy(latencies: Mapping[str, Latency], accuracies: Mapping[str, Accuracy]) -> bytes:
@@ -70,10 +77,9 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependency("matplotlib", "report", "the plots of a report") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     all_axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
     for axes in all_axes:

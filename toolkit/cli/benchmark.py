@@ -14,7 +14,7 @@ import typer
 from adedge.bundle import Bundle
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
-from adedge.errors import AdedgeError, EngineError
+from adedge.errors import AdedgeError, DataError, EngineError
 from adedge.specs import TARGETS, Precision, Target, parse_precisions
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ def benchmark(
         from adedge.signing import require
 
         require(opened, require_signature)
+    # What the end needs is asked for before minutes of measuring.
+    from adedge.benchmarks.plots import require_matplotlib
+
+    require_matplotlib()
+    if reference and data is not None:
+        from adedge.methods import require_torch
+
+        require_torch()
     engines, notes = _engines(opened, target, set(parse_precisions(precision)), threads)
     try:
         report, sheet = _measure(opened, engines, notes, data, root, frames, threads, reference)
@@ -68,16 +76,23 @@ def benchmark(
                 draft.write(f"reports/{name}", text)
         folder = bundle / "reports"
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            staging = folder / f".{name}.part"
-            staging.write_text(text, encoding="utf-8")
-            staging.replace(folder / name)
-        if sheet is not None:
-            (folder / "heat-maps.png").write_bytes(sheet)
+        _write(folder, {**{name: text.encode() for name, text in files.items()}, "heat-maps.png": sheet})
     _print(report)
     note(headline(report))
     note(f"wrote {folder / 'report.html'}, report.md and report.json")
+
+
+def _write(folder: Path, files: dict[str, bytes | None]) -> None:
+    """Write or replace files, each whole or not at all; those that are None there are not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            if data is not None:
+                staging = folder / f".{name}.part"
+                staging.write_bytes(data)
+                staging.replace(folder / name)
+    except OSError as error:
+        raise DataError(f"the report cannot be written to {folder} ({error}): choose another place with -o") from error
 
 
 def _engines(
@@ -156,8 +171,9 @@ def _measure(
         if masks is None:
             notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
         found = {name: accuracy(one, labels, masks, scored.get(REFERENCE)) for name, one in scored.items()}
-        first = contenders[0]
-        sheet = heat_maps(samples, scored[first.name], first.threshold or float(np.median(scored[first.name].scores)))
+        first = scored[contenders[0].name]
+        limit = contenders[0].threshold
+        sheet = heat_maps(samples, first, float(np.median(first.scores)) if limit is None else limit)
     notes += _remarks({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
     report = Report(
         bundle=bundle.path.name,

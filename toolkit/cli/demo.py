@@ -58,7 +58,7 @@ def demo(
     _adedge("benchmark", bundle, "--data", data, "-o", report)
     _adedge("inspect", bundle)
     note(f"done in {(time.monotonic() - started) / 60:.1f} minutes; look at:")
-    for path in (report / "report.html", output / "inspection.mp4", output / "rejects"):
+    for path in (report / "report.html", report / "heat-maps.png", output / "inspection.mp4", output / "rejects"):
         note(f"  {path}")
 
 
