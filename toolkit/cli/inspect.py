@@ -92,12 +92,12 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
     output.print(facts)
 
     if manifest.graphs:
-        table = _table("graph", "opset", "outputs", "map error", "score error", "flips", "ΔAUROC")
+        table = _table("graph", "opset", "map error", "score error", "flips", "ΔAUROC")
         for name, graph in sorted(manifest.graphs.items()):
-            table.add_row(name, str(graph.opset), ", ".join(graph.outputs), *_difference(graph.difference))
+            table.add_row(name, str(graph.opset), *_difference(graph.difference))
         output.print(table)
     if engines:
-        table = _table("engine", "library", "path", "map error", "score error", "flips", "ΔAUROC")
+        table = _table("engine", "library", "map error", "score error", "flips", "ΔAUROC")
         for name, record in sorted(engines.items()):
             test = record.get("self_test")
             difference = Difference.model_validate(test) if test else None
@@ -118,7 +118,7 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
 
 
