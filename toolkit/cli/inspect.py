@@ -104,7 +104,6 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
             table.add_row(
                 name,
                 str(record.get("library_version", "")),
-                str(record.get("path", "")),
                 *_difference(difference),
             )
         output.print(table)
