@@ -115,7 +115,7 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2))
+    table = Table(box=None, header_style="bold", padding=(0, 1))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
