@@ -93,12 +93,6 @@ class ConvolutionalAutoencoder(nn.Module):
             width = filters
         layers.append(nn.Conv2d(width, channels, 1))
         self.layers = nn.Sequential(*layers)
-        for layer in self.layers:
-            # PyTorch's default shrinks the signal layer by layer: some seeds never leave the mean of all pictures.
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct x."""
