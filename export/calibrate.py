@@ -40,7 +40,7 @@ from adedge.runtime.engines import engines_in, load_engine, read_record
 from adedge.runtime.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
-from adedge.scoring import image_scores, score_maps
+from adedge.scoring import maps_and_scores
 from adedge.specs import PRECISIONS, InputSpec
 
 if TYPE_CHECKING:
@@ -194,8 +194,7 @@ def measure_int8(
     probe = network_input(np.concatenate([good, np.stack([stain(frame, rng)[0] for frame in good])]), manifest.input)
 
     def score(graph: bytes, frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        maps = score_maps(manifest.score, run_with_onnxruntime(graph)(frames))
-        return maps, image_scores(manifest.score, maps)
+        return maps_and_scores(manifest.score, run_with_onnxruntime(graph)(frames))
 
     decision = choose_float_nodes(
         fp32,

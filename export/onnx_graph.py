@@ -1,7 +1,8 @@
 """PyTorch -> ONNX: one FP32 graph of a bundle's detector, which every other graph is made from.
 
 The input "frame" is float32 (N, C, H, W), already preprocessed as the bundle's `InputSpec` says, N dynamic. The outputs
-are the two images "image_a" and "image_b" (N, C, H, W) of a DSSIM comparison, or the anomaly "map".
+are the two images "image_a" and "image_b" (N, C, H, W) of a DSSIM comparison, or the anomaly "map" and, where the
+network gives it, the "score" (N,).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def export_fp32(bundle: Bundle, *, opset: int = OPSET, with_scoring: bool = Fals
 
 def output_names(score: ScoreSpec) -> tuple[str, ...]:
     """What the graph's outputs are called: they are what the `ScoreSpec` compares."""
-    return ("image_a", "image_b") if isinstance(score.comparison, Dssim) else ("map",)
+    if isinstance(score.comparison, Dssim):
+        return "image_a", "image_b"
+    return ("map", "score") if score.reduce == "output" else ("map",)
 
 
 def graph_from_module(module: nn.Module, spec: InputSpec, outputs: tuple[str, ...], *, opset: int = OPSET) -> bytes:

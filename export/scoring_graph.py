@@ -27,7 +27,7 @@ def append_scoring(graph: bytes, score: ScoreSpec, spec: InputSpec) -> bytes:
     Raises `EngineError` where the outputs are not what ``score`` compares.
     """
     model = parse(graph)
-    expected = 2 if isinstance(score.comparison, Dssim) else 1
+    expected = 2 if isinstance(score.comparison, Dssim) or score.reduce == "output" else 1
     if len(model.graph.output) != expected:
         raise EngineError(f"the score compares {expected} output(s) and the graph has {len(model.graph.output)}")
     ranks = [len(output.type.tensor_type.shape.dim) for output in model.graph.output]
@@ -51,12 +51,15 @@ def append_scoring(graph: bytes, score: ScoreSpec, spec: InputSpec) -> bytes:
             case Opening():
                 maps = _opening(nodes, maps, step.size, size)
     nodes.add("Squeeze", maps, nodes.integers(1), output=MAP)
-    margin = score.margin
-    if margin:
-        last = [spec.height - margin, spec.width - margin]
-        maps = nodes.slice(maps, [margin, margin], last, [_ROWS, _COLUMNS])
-    pooled = nodes.add("GlobalMaxPool" if score.reduce == "max" else "GlobalAveragePool", maps)
-    nodes.add("Squeeze", pooled, nodes.integers(1, 2, 3), output=SCORE)
+    if score.reduce == "output":
+        nodes.add("Reshape", images[1], nodes.integers(-1), output=SCORE)
+    else:
+        margin = score.margin
+        if margin:
+            last = [spec.height - margin, spec.width - margin]
+            maps = nodes.slice(maps, [margin, margin], last, [_ROWS, _COLUMNS])
+        pooled = nodes.add("GlobalMaxPool" if score.reduce == "max" else "GlobalAveragePool", maps)
+        nodes.add("Squeeze", pooled, nodes.integers(1, 2, 3), output=SCORE)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
     model.graph.output.extend(
         [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, GateError
 from adedge.metrics import auroc
-from adedge.scoring import image_scores, score_maps
+from adedge.scoring import maps_and_scores
 from adedge.specs import InputSpec, Precision
 
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
@@ -89,8 +89,7 @@ def difference(bundle: Bundle, run: Run, *, threshold: str | None = None, scored
     if scored:
         maps, scores = outputs
     else:
-        maps = score_maps(manifest.score, outputs)
-        scores = image_scores(manifest.score, maps)
+        maps, scores = maps_and_scores(manifest.score, outputs)
     broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
     if broken.any():
         raise GateError(f"golden frame {int(np.argmax(broken))} gives values that are not finite: nothing was written")

@@ -144,6 +144,7 @@ class Inspector:
         except DataError as error:
             raise DataError(f"frame {frame.index} ({frame.name}): {error}") from error
         merged = self._blank(frame.image.shape[0], frame.image.shape[1])
+        scores: list[float] = []
         network_ns = scoring_ns = 0
         preprocess_ns = time.monotonic_ns() - started
         for first in range(0, len(tiles), self.batch):
@@ -153,11 +154,13 @@ class Inspector:
                 height, width = tile_map.shape
                 under = merged[top : top + height, left : left + width]
                 np.maximum(under, tile_map, out=under)
+            scores.extend(part.scores)
             preprocess_ns += part.preprocess_ns
             network_ns += part.network_ns
             scoring_ns += part.scoring_ns + time.monotonic_ns() - merging
         reducing = time.monotonic_ns()
-        score = float(image_scores(self._score, merged[None])[0])
+        # np.max keeps a NaN, which max() may lose.
+        score = float(np.max(scores) if self._score.reduce == "output" else image_scores(self._score, merged[None])[0])
         return _Inspected([merged], [score], preprocess_ns, network_ns, scoring_ns + time.monotonic_ns() - reducing)
 
     def _blank(self, height: int, width: int) -> NDArray[np.float32]:

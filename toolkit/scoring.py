@@ -24,6 +24,15 @@ Maps = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
 
 
+def maps_and_scores(spec: ScoreSpec, outputs: Sequence[Floats]) -> tuple[Maps, NDArray[np.float32]]:
+    """Everything a `ScoreSpec` says of a batch: the network's outputs -> anomaly maps (N, H, W) and raw scores (N,).
+
+    Raises `DataError` where the outputs are not what the spec compares.
+    """
+    maps = score_maps(spec, outputs)
+    return maps, own_scores(outputs) if spec.reduce == "output" else image_scores(spec, maps)
+
+
 def score_maps(spec: ScoreSpec, outputs: Sequence[Floats]) -> Maps:
     """Compare and filter a batch: the network's outputs -> anomaly maps (N, H, W).
 
@@ -50,11 +59,24 @@ def score_maps(spec: ScoreSpec, outputs: Sequence[Floats]) -> Maps:
 def image_scores(spec: ScoreSpec, maps: Floats) -> NDArray[np.float32]:
     """Reduce filtered maps (N, H, W) to one score a picture (N,), over the pixels ``spec.margin`` from the border.
 
-    Raises `DataError` where the margin leaves no pixel.
+    Raises `DataError` where the margin leaves no pixel, or the spec takes the score from the network.
     """
+    if spec.reduce == "output":
+        raise DataError("this detector's score is an output of its network and cannot be taken from a map")
     inner = inside_margin(maps, spec.margin)
     scores: Floats = inner.max(axis=(1, 2)) if spec.reduce == "max" else inner.mean(axis=(1, 2), dtype=np.float64)
     return scores.astype(np.float32)
+
+
+def own_scores(outputs: Sequence[Floats]) -> NDArray[np.float32]:
+    """The scores (N,) that a network gives as its second output, of shape (N,) or (N, 1).
+
+    Raises `DataError` where it gives none.
+    """
+    if len(outputs) < 2 or outputs[1].size != len(outputs[0]):
+        shapes = ", ".join(str(output.shape) for output in outputs)
+        raise DataError(f"the network's second output must be one score a picture, but its outputs are {shapes}")
+    return outputs[1].reshape(-1).astype(np.float32)
 
 
 def normalise(values: Floats, normalisation: Normalisation) -> NDArray[np.float64]:

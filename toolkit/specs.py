@@ -96,7 +96,7 @@ class Dssim(Model):
 
 
 class ReadyMap(Model):
-    """The network's first output already is the anomaly map (N x H x W, or N x 1 x H x W)."""
+    """The network's first output already is the anomaly map (N x H x W, or N x 1 x H x W), of the input's size."""
 
     kind: Literal["map"] = "map"
 
@@ -131,13 +131,20 @@ class ScoreSpec(Model):
 
     Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect").
     ``reduce`` is taken over the pixels at least ``margin`` from the border: the mean over valid DSSIM windows is margin
-    = window // 2.
+    = window // 2. With "output" nothing is reduced: the score is the network's own second output (N values), and that
+    of a tiled frame its tiles' largest.
     """
 
     comparison: Comparison
     filters: tuple[Filter, ...] = ()
-    reduce: Literal["max", "mean"] = "max"
+    reduce: Literal["max", "mean", "output"] = "max"
     margin: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _scored_by_the_network(self) -> ScoreSpec:
+        if self.reduce == "output" and (self.margin or not isinstance(self.comparison, ReadyMap)):
+            raise ValueError("reduce 'output' goes with a ready map and without a margin")
+        return self
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:

@@ -77,7 +77,7 @@ def train(
     if restart:
         checkpoint.discard()
     saved = checkpoint.load()
-    pictures = Pictures(dataset.train, plan.input)
+    pictures = _pictures(dataset.train, plan, seed)
     golden = choose_frames(dataset, plan.input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -105,6 +105,18 @@ def train(
         draft.write("golden.npz", golden_data)
     checkpoint.discard()
     return Bundle.open(output)
+
+
+def _pictures(samples: Sequence[Sample], plan: Plan, seed: int) -> Mapping[str, Pictures]:
+    """The pictures of each kind of stage, drawn apart by ``seed``. Raises `DataError` where there are too few."""
+    if plan.validation == 0:
+        return {"training": Pictures(samples, plan.input)}
+    kept = max(1, round(plan.validation * len(samples)))
+    if kept >= len(samples):
+        raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
+    order = np.random.default_rng(seed).permutation(len(samples))
+    validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
+    return {"training": Pictures(training, plan.input), "validation": Pictures(validation, plan.input)}
 
 
 def checkpoint_directory(output: Path) -> Path:
@@ -144,6 +156,13 @@ class Pictures:
         chosen = rng.choice(len(self), size=size, replace=size > len(self))
         return np.stack([_crop(self._frame(int(index)), side, rng) for index in chosen])
 
+    def each(self, rng: np.random.Generator, size: int, crop: int | None) -> Iterator[NDArray[np.uint8]]:
+        """Every picture once, in order, in batches of at most ``size``; crops as `batch` takes them."""
+        side = crop or self._spec.height
+        for start in range(0, len(self), size):
+            indices = range(start, min(start + size, len(self)))
+            yield np.stack([_crop(self._frame(index), side, rng) for index in indices])
+
     def _frame(self, index: int) -> NDArray[np.uint8]:
         return self._cached[index] if index < len(self._cached) else self._read(self._samples[index])
 
@@ -167,7 +186,7 @@ class _Run:
         method: Method,
         plan: Plan,
         networks: nn.ModuleDict,
-        pictures: Pictures,
+        pictures: Mapping[str, Pictures],
         *,
         seed: int,
         device: torch.device,
@@ -203,6 +222,10 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         stage = self.plan.stages[self.position.stage]
+        if self.position.iteration == 0:
+            self._prepare(self.position.stage, self.networks)
+        if stage.iterations == 0:
+            return
         step = self._step(stage, self.networks, self.optimizer)
         record_every = max(1, stage.iterations // RECORDS_PER_STAGE)
         saved_at = time.monotonic()
@@ -223,18 +246,30 @@ class _Run:
             if interrupted():
                 raise KeyboardInterrupt
 
+    def _prepare(self, number: int, networks: nn.ModuleDict) -> None:
+        stage = self.plan.stages[number]
+        rng = np.random.default_rng([self.seed, number])
+        frames = self.pictures[stage.pictures].each(rng, stage.batch, stage.crop)
+        networks.eval()
+        with torch.no_grad():
+            self.method.prepare(stage, networks, (self._input(batch) for batch in frames))
+
+    def _input(self, frames: NDArray[np.uint8]) -> Tensor:
+        return input_from_frames(frames, self.plan.input).to(self.device, memory_format=torch.channels_last)
+
     def _step(
-        self, stage: Stage, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer
+        self, stage: Stage, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer | None
     ) -> Callable[[int, int], float]:
         """One iteration of ``stage`` on ``networks``: (stage number, iteration) -> loss."""
         networks.eval()
         networks[stage.name].train()
         objective = self.method.objective(stage, networks)
+        pictures = self.pictures[stage.pictures]
+        assert optimizer is not None, f"stage '{stage.name}' has iterations and nothing to train"
 
         def step(number: int, iteration: int) -> float:
             rng = np.random.default_rng([self.seed, number, iteration])
-            frames = self.pictures.batch(rng, stage.batch, stage.crop)
-            x = input_from_frames(frames, self.plan.input).to(self.device, memory_format=torch.channels_last)
+            x = self._input(pictures.batch(rng, stage.batch, stage.crop))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, iteration)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp and stage.autocast):
@@ -260,7 +295,7 @@ class _Run:
             if number < self.position.stage or left == 0:
                 continue
             trial = copy.deepcopy(self.networks)
-            step = self._step(stage, trial, torch.optim.Adam(trial[stage.name].parameters(), fused=True))
+            step = self._step(stage, trial, _optimizer(stage, trial))
             step(number, 0)  # the first iteration also allocates
             started, measured = time.perf_counter(), 0
             while measured < min(3, left) and time.perf_counter() - started < 5:
@@ -284,6 +319,8 @@ class _Run:
         self.position = position
         self.networks.load_state_dict(_part(tensors, "networks."))
         self.optimizer = self._optimizer()
+        if self.optimizer is None:
+            return
         parameters = self.optimizer.param_groups[0]["params"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
@@ -297,14 +334,25 @@ class _Run:
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that changes: weights, and the optimiser's moments and step counts by parameter number."""
         tensors = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
+        state = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
+        for index, moments in state.items():
             tensors.update({f"optimizer.{index}.{key}": value for key, value in moments.items()})
         return tensors
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _optimizer(self) -> torch.optim.Optimizer | None:
         stages = self.plan.stages
-        stage = stages[min(self.position.stage, len(stages) - 1)]
-        return torch.optim.Adam(self.networks[stage.name].parameters(), lr=stage.learning_rate, fused=True)
+        return _optimizer(stages[min(self.position.stage, len(stages) - 1)], self.networks)
+
+
+def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer | None:
+    """The optimiser of a stage's network; None where the stage trains nothing."""
+    if stage.iterations == 0:
+        return None
+    parameters = networks[stage.name].parameters()
+    rate, decay = stage.learning_rate, stage.weight_decay
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=stage.momentum, weight_decay=decay, fused=True)
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def learning_rate(stage: Stage, iteration: int) -> float:

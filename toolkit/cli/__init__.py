@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -39,8 +38,6 @@ def main() -> None:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, _interrupt)
     for command in COMMANDS:
-        if importlib.util.find_spec(f"adedge.cli.{command}") is None:
-            continue
         importlib.import_module(f"adedge.cli.{command}")
     try:
         code = _invoke()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from adedge.bundle import check_creatable
 from adedge.cli import app
 from adedge.console import Step, note, progress, warn
+
+if TYPE_CHECKING:
+    from adedge.datasets import Dataset
+    from adedge.methods import Method
 
 command = typer.Typer(no_args_is_help=True, help="Train a detector on pictures of good parts and write a bundle.")
 app.add_typer(command, name="train")
@@ -35,16 +39,45 @@ Auxiliary = Literal[
 CHANNELS = {"gray": 1, "rgb": 3}
 
 
+# What every method's training takes.
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of good pictures; a folder laid out as MVTec AD (train/good, test/KIND, ground_truth/KIND); "
+        "or a class of a data set to call normal: mnist:3, fashion-mnist:0, cifar10:5."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The bundle (a directory) to write.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CPU, with as many threads).")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
+Amp = Annotated[
+    bool,
+    typer.Option("--amp", help="Compute in bfloat16 what gains by it: several times faster where the processor has it."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")]
+Holdout = Annotated[
+    float,
+    typer.Option(min=0, max=0.9, help="Share of the good pictures kept for calibrate, where the data has none apart."),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Allow downloading a one-class set into --root.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them with a warning.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+Restart = Annotated[
+    bool,
+    typer.Option("--restart", help="Discard the checkpoint of an interrupted training instead of resuming it."),
+]
+
+
 @command.command("oesdn")
 def oesdn(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="A folder of good pictures; a folder laid out as MVTec AD (train/good, test/KIND, ground_truth/KIND); "
-            "or a class of a data set to call normal: mnist:3, fashion-mnist:0, cifar10:5."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle (a directory) to write.")],
+    data: Data,
+    output: Output,
     variant: Annotated[
         Variant,
         typer.Option(
@@ -104,38 +137,16 @@ def oesdn(
         int | None, typer.Option(min=1, help="Iterations of the style network, instead of the budget's.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures an iteration, instead of the budget's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CPU, with as many threads).")] = 0,
-    device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")] = "cpu",
-    amp: Annotated[
-        bool,
-        typer.Option(
-            "--amp", help="Compute the style network in bfloat16: several times faster where the processor has it."
-        ),
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")] = None,
-    holdout: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.9, help="Share of the good pictures kept for calibrate, where the data has none apart."
-        ),
-    ] = 0.2,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."
-        ),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Allow downloading a one-class set into --root.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them with a warning.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Discard the checkpoint of an interrupted training instead of resuming it."),
-    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    amp: Amp = False,
+    threads: Threads = None,
+    holdout: Holdout = 0.2,
+    root: Root = None,
+    download: Download = False,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    restart: Restart = False,
 ) -> None:
     """Autoencoder and style network (OE-SDN, 2020): anomalies show where the two disagree.
 
@@ -145,16 +156,9 @@ def oesdn(
     Example: `adedge train oesdn photos/good -o bottle.adedge`
     """
     check_creatable(output, overwrite=overwrite)
-    from adedge.datasets import load_dataset
-    from adedge.methods import require_torch
-
-    require_torch()
+    dataset = _dataset(data, strict=strict, holdout=holdout, root=root, download=download)
     from adedge.methods.oesdn import OeSdn
-    from adedge.training import checkpoint_directory, train
 
-    dataset = load_dataset(data, strict=strict, holdout=holdout, root=root, download=download)
-    for sentence in dataset.skipped:
-        warn(sentence)
     method = OeSdn.for_dataset(
         dataset,
         variant=variant,
@@ -170,10 +174,50 @@ def oesdn(
         sdn_iterations=sdn_iterations,
         batch=batch,
     )
+    _train(
+        method,
+        dataset,
+        output,
+        seed=seed,
+        device=device,
+        amp=amp,
+        threads=threads,
+        overwrite=overwrite,
+        restart=restart,
+    )
+
+
+def _dataset(data: str, *, strict: bool, holdout: float, root: Path | None, download: bool) -> Dataset:
+    """Load the pictures, warn of those that were skipped and say how many there are."""
+    from adedge.datasets import load_dataset
+    from adedge.methods import require_torch
+
+    require_torch()
+    dataset = load_dataset(data, strict=strict, holdout=holdout, root=root, download=download)
+    for sentence in dataset.skipped:
+        warn(sentence)
     note(
         f"{dataset.name}: {len(dataset.train)} good pictures to train on, {len(dataset.calibration)} held out, "
         f"{len(dataset.test)} to test"
     )
+    return dataset
+
+
+def _train(
+    method: Method,
+    dataset: Dataset,
+    output: Path,
+    *,
+    seed: int,
+    device: str,
+    amp: bool,
+    threads: int | None,
+    overwrite: bool,
+    restart: bool,
+) -> None:
+    """Train with a progress bar for each stage; say how an interrupted training goes on, and what comes next."""
+    from adedge.training import checkpoint_directory, train
+
     try:
         with _bar_per_stage() as step:
             train(

@@ -7,7 +7,7 @@ of it, and no torch, is imported before it is asked for.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -33,6 +33,8 @@ class Stage:
 
     ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. ``schedule`` "cosine" lets the
     learning rate fall to zero over the stage. ``autocast`` says whether a training with bfloat16 uses it here.
+    ``pictures`` "validation" are those that `Plan.validation` keeps from the other stages. A stage of no iterations is
+    only prepared (see `Method.prepare`).
     """
 
     name: str
@@ -42,16 +44,24 @@ class Stage:
     crop: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     autocast: bool = True
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    pictures: Literal["training", "validation"] = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a method with these options trains, and what the finished detector expects and gives."""
+    """What a method with these options trains, and what the finished detector expects and gives.
+
+    ``validation`` is the share of the training pictures that only stages with ``pictures="validation"`` see.
+    """
 
     network: dict[str, str | int | float | bool]
     input: InputSpec
     score: ScoreSpec
     stages: tuple[Stage, ...]
+    validation: float = 0.0
 
 
 class Method(Protocol):
@@ -73,6 +83,13 @@ class Method(Protocol):
 
     def plan(self) -> Plan:
         """Networks, specs and training stages that follow from the options."""
+
+    def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[torch.Tensor]) -> None:
+        """Set buffers of ``networks`` that a stage needs, once, before its first iteration.
+
+        ``batches`` are all pictures of the stage, once each, (n, C, H, W) float32 on the networks' device. What is
+        computed here must depend on them, the stage and the networks alone: a resumed training may compute it again.
+        """
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
         """The loss of a stage: (x (N, C, H, W) float32, the iteration's random generator) -> scalar tensor."""
@@ -180,7 +197,7 @@ def predict(
     """
     import torch
 
-    from adedge.scoring import image_scores, score_maps
+    from adedge.scoring import maps_and_scores
 
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     maps, scores = [], []
@@ -188,9 +205,9 @@ def predict(
         for start in range(0, len(frames), batch_size):
             x = input_from_frames(frames[start : start + batch_size], manifest.input).to(device)
             outputs = module(x.contiguous(memory_format=torch.channels_last))
-            batch_maps = score_maps(manifest.score, [output.float().cpu().numpy() for output in outputs])
-            maps.append(batch_maps)
-            scores.append(image_scores(manifest.score, batch_maps))
+            found = maps_and_scores(manifest.score, [output.float().cpu().numpy() for output in outputs])
+            maps.append(found[0])
+            scores.append(found[1])
     if not maps:
         return np.empty((0, manifest.input.height, manifest.input.width), np.float32), np.empty(0, np.float32)
     return np.concatenate(maps), np.concatenate(scores)

@@ -10,6 +10,7 @@ reconstruction (equation 2).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -325,6 +326,9 @@ class OeSdn(Model):
             schedule=budget.schedule,
         )
         return (ae,) if self.variant == "ae" else (ae, sdn)
+
+    def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[Tensor]) -> None:
+        """Neither stage needs more than the networks."""
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
         """Equation 1 with DSSIM for the AE; equation 5 with MSD for the OE-SDN, whose AE is frozen."""
