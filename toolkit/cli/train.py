@@ -52,7 +52,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CP
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
 Amp = Annotated[
     bool,
-    typer.Option("--amp", help="Compute in bfloat16 what gains by it: several times faster where the processor has it."),
+    typer.Option(
+        "--amp", help="Compute in bfloat16 what gains by it: several times faster where the processor has it."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")]
 Holdout = Annotated[
@@ -61,7 +63,9 @@ Holdout = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."),
+    typer.Option(
+        help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."
+    ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Allow downloading a one-class set into --root.")]
 Strict = Annotated[
