@@ -1,7 +1,8 @@
 """How long a verdict takes, at three named boundaries, warm-up left out and all contenders interleaved.
 
 *network*: the engine alone. *frame*: preprocess to score. *verdict*: from the capture's timestamp to the verdict handed
-to the first sink, through the real pipeline, with frames arriving at a stated rate that leaves the engine 30% idle.
+to the first sink, through the real pipeline, with frames arriving at a stated rate, the same for all contenders, that
+leaves the slowest of them 30% idle.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.errors import EngineError, UsageError
 from adedge.runtime.backend import Backend
 from adedge.runtime.pipeline import Inspector, run
 from adedge.runtime.sinks import ListSink
@@ -20,8 +22,8 @@ from adedge.runtime.sources import ArraySource, Frame
 from adedge.specs import InputSpec, Model, ScoreSpec
 
 Progress = Callable[[int, int, str], None]
-ROUND = 10  # frames that one contender is given before it is the next one's turn
-BUSY = 0.7  # share of the engine's capacity that the paced source asks for
+ROUND = 10  # batches that one contender is given before it is the next one's turn
+BUSY = 0.7  # share of the slowest contender's capacity that the paced source asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,17 @@ class Percentiles(Model):
 
 
 class Latency(Model):
-    """The latencies of one contender, its throughput, and the rate in frames per second behind "verdict"."""
+    """The latencies of one contender, its throughput, and the rate in frames per second behind "verdict".
+
+    "network" and "frame" are those of a whole ``batch``; "verdict" is that of one frame.
+    """
 
     network: Percentiles
     frame: Percentiles
     verdict: Percentiles
     frames_per_second: float
     paced_at: float
+    batch: int = 1
 
 
 def percentiles(samples_ms: Sequence[float]) -> Percentiles:
@@ -67,51 +73,72 @@ def measure_latency(
     score: ScoreSpec,
     *,
     frames: int = 200,
+    batch: int = 1,
     warmup: int = 10,
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
-    """Latency of each contender over ``frames`` frames, one at a time, taken in turn from ``images`` (H, W, C)."""
+    """Latency of each contender over ``frames`` frames, ``batch`` at a time, taken in turn from ``images`` (H, W, C).
+
+    Raises `UsageError` for batches of frames that are tiled, `EngineError` where an engine takes fewer frames at once.
+    """
+    if batch > 1 and spec.tiling is not None:
+        raise UsageError("the tiles of one frame already fill a batch: leave --batch out for a detector that tiles")
+    for contender in contenders:
+        if contender.backend.batch < batch:
+            raise EngineError(
+                f"the {contender.name} engine takes {contender.backend.batch} frame(s) at once, not {batch}: "
+                "build it with '--batch MIN,OPT,MAX', or leave it out with --target or --precision"
+            )
     inspectors = {
         c.name: Inspector(c.backend, spec, score, threshold=np.inf if c.threshold is None else c.threshold)
         for c in contenders
     }
     timings: dict[str, list[tuple[float, float]]] = {name: [] for name in inspectors}
     for inspector in inspectors.values():
-        _inspect(inspector, images, 0, warmup)
-    for start in range(0, frames, ROUND):
+        _inspect(inspector, images, 0, warmup, batch)
+    batches = -(-frames // batch)
+    for start in range(0, batches, ROUND):
         for name, inspector in inspectors.items():
-            timings[name] += _inspect(inspector, images, start, min(ROUND, frames - start))
+            timings[name] += _inspect(inspector, images, start, min(ROUND, batches - start), batch)
         if progress is not None:
-            progress(min(start + ROUND, frames), frames, "network and frame")
+            progress(min(start + ROUND, batches), batches, "network and frame")
+    # One rate for all, so that what a frame waits in the pipeline can be compared.
+    slowest_ms = max(float(np.median([frame for _, frame in timed])) / batch for timed in timings.values())
+    rate = BUSY * 1e3 / slowest_ms
     found = {}
     for done, (name, inspector) in enumerate(inspectors.items()):
         network, frame = (list(column) for column in zip(*timings[name], strict=True))
-        rate = BUSY * 1e3 / float(np.median(frame))
         if progress is not None:
             progress(done, len(inspectors), f"verdict, {name} at {rate:.1f} frames/s")
         found[name] = Latency(
             network=percentiles(network),
             frame=percentiles(frame),
-            verdict=percentiles(_paced(inspector, images, rate, max(20, frames // 4))),
-            frames_per_second=1e3 * len(frame) / sum(frame),
+            verdict=percentiles(_paced(inspector, images, rate, max(20, frames // 4), batch)),
+            frames_per_second=1e3 * batch * len(frame) / sum(frame),
             paced_at=rate,
+            batch=batch,
         )
     return found
 
 
 def _inspect(
-    inspector: Inspector, images: Sequence[NDArray[np.uint8]], start: int, count: int
+    inspector: Inspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
 ) -> list[tuple[float, float]]:
-    """(network, frame) milliseconds of ``count`` frames, one at a time."""
+    """(network, frame) milliseconds of ``count`` batches."""
     timings = []
-    for index in range(start, start + count):
-        frame = Frame(index, time.monotonic_ns(), images[index % len(images)], f"frame {index}")
-        for verdict in inspector.inspect([frame]):
-            timings.append((verdict.timings_ms["network"], verdict.timings_ms["frame"]))
+    for first in range(start * batch, (start + count) * batch, batch):
+        frames = [
+            Frame(index, time.monotonic_ns(), images[index % len(images)], f"frame {index}")
+            for index in range(first, first + batch)
+        ]
+        timings_ms = [verdict.timings_ms for verdict in inspector.inspect(frames)]
+        timings.append((timings_ms[0]["network"], timings_ms[0]["frame"]))
     return timings
 
 
-def _paced(inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int) -> list[float]:
+def _paced(
+    inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
+) -> list[float]:
     """Verdict latencies in milliseconds of frames that arrive ``rate`` times a second."""
 
     def arriving() -> Iterator[NDArray[np.uint8]]:
@@ -122,5 +149,5 @@ def _paced(inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: floa
             yield images[index % len(images)]
 
     sink = ListSink()
-    run(ArraySource(arriving, name="paced"), inspector, [sink], policy="every")
+    run(ArraySource(arriving, name="paced"), inspector, [sink], policy="every", batch=batch)
     return [verdict.timings_ms["verdict"] for verdict in sink.verdicts]

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "torch", "onnx", "tensorrt", "tensorrt-rtx", "pycuda")
-SPEEDUPS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+SPEEDUPS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 
 
 def machine_facts() -> dict[str, str]:
@@ -30,6 +30,7 @@ def machine_facts() -> dict[str, str]:
         facts["board"] = jetson
         facts["L4T"] = _text("/etc/nv_tegra_release").splitlines()[0] if _text("/etc/nv_tegra_release") else "unknown"
         facts["power mode"] = _output("nvpmodel", "-q") or "unknown"
+        facts |= _gpu_clocks()
     for package in PACKAGES:
         try:
             facts[package] = metadata.version(package)
@@ -41,6 +42,19 @@ def machine_facts() -> dict[str, str]:
 def has_int8_instructions() -> bool:
     """Whether the processor multiplies INT8 faster than FP32 (VNNI, AMX, Arm's dot product)."""
     return any(flag in _flags() for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
+
+
+def _gpu_clocks() -> dict[str, str]:
+    """A Jetson's GPU clock now and its range, from devfreq; jetson_clocks locks it by making the range one value."""
+    for device in sorted(Path("/sys/class/devfreq").glob("*")):
+        if "gpu" in device.name or "ga10b" in device.name or "gpc" in device.name:
+            now, low, high = (_text(str(device / name)) for name in ("cur_freq", "min_freq", "max_freq"))
+            if now:
+                locked = ", locked" if low == high else ""
+                return {
+                    "GPU clock": f"{int(now) / 1e6:.0f} MHz of {int(low) / 1e6:.0f} to {int(high) / 1e6:.0f}{locked}"
+                }
+    return {}
 
 
 def _cpuinfo(*keys: str) -> str:

@@ -20,7 +20,7 @@ from adedge.runtime.overlay import SheetRow, picture_sheet
 from adedge.specs import Model
 
 REFERENCE = "pytorch/fp32"
-SHOWN = 8  # pictures in the sheet
+SHOWN = 8  # pictures in a sheet of heat maps, more where verdicts differ
 HEAD = ("engine", "network p50", "frame p50", "frame p99", "verdict p50", "frames/s", "AUROC", "95% interval")
 HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "flips against PyTorch")
 
@@ -89,36 +89,40 @@ def markdown(report: Report) -> str:
     head = [*HEAD, *HEAD_ACCURACY]
     lines = [f"# {report.bundle}", "", headline(report), "", _markdown_row(head), _markdown_row(["---"] * len(head))]
     lines += [_markdown_row(row) for row in rows(report)]
-    lines += ["", "Latencies in milliseconds, one frame at a time.", ""]
+    lines += ["", f"Latencies in milliseconds, {_at_once(report)}.", ""]
     lines += [f"- {note}" for note in report.notes]
     lines += ["", "| | |", "| --- | --- |", *(_markdown_row(pair) for pair in _facts(report))]
     return "\n".join(lines) + "\n"
 
 
-def page(report: Report, sheet: bytes | None) -> str:
-    """The report as one self-contained HTML page; ``sheet`` is a PNG of heat maps."""
+def page(report: Report, sheets: Mapping[str, bytes]) -> str:
+    """The report as one self-contained HTML page; ``sheets`` are pictures of heat maps (JPEG) by contender."""
     parts = [f"<h1>{_text(report.bundle)}</h1>", f'<p class="lead">{_text(headline(report))}</p>']
     parts += [_table([*HEAD, *HEAD_ACCURACY], rows(report))]
     parts += [
-        "<p>Latencies in milliseconds, one frame at a time. <b>network</b>: the engine alone. <b>frame</b>: "
+        f"<p>Latencies in milliseconds, {_at_once(report)}. <b>network</b>: the engine alone. <b>frame</b>: "
         "preprocess to score. <b>verdict</b>: capture to the verdict handed to the first sink.</p>"
     ]
     parts += ["<ul>", *(f"<li>{_text(note)}</li>" for note in report.notes), "</ul>"]
     if report.accuracy and report.latency:
         parts += [
             "<h2>Latency against accuracy</h2>",
-            _picture(plots.latency_accuracy(report.latency, report.accuracy)),
+            _picture(plots.latency_accuracy(report.latency, report.accuracy), "median frame latency against AUROC"),
         ]
     if report.latency:
-        parts += ["<h2>Latency</h2>", _picture(plots.latency_histograms(report.latency))]
+        parts += ["<h2>Latency</h2>", _picture(plots.latency_histograms(report.latency), "histograms of latency")]
     if report.accuracy:
-        parts += ["<h2>Accuracy</h2>", _picture(plots.curves(report.accuracy))]
-    if sheet is not None:
+        parts += ["<h2>Accuracy</h2>", _picture(plots.curves(report.accuracy), "ROC and PRO curves")]
+    if sheets:
         parts += [
             "<h2>What it sees</h2>",
-            "<p>The good picture with the highest score, the anomalous one with the "
-            "lowest, and others drawn evenly by score.</p>",
-            _picture(sheet),
+            "<p>Pictures on which verdicts differ, the good picture with the highest score, the anomalous one with the "
+            "lowest, and others drawn evenly by score: the same pictures for every engine.</p>",
+        ]
+        parts += [
+            f"<details{' open' if number == 0 else ''}><summary>{_text(name)}</summary>"
+            f"{_picture(sheet, f'heat maps of {name}', 'jpeg')}</details>"
+            for number, (name, sheet) in enumerate(sheets.items())
         ]
     if report.engines:
         parts += [
@@ -141,27 +145,40 @@ def page(report: Report, sheet: bytes | None) -> str:
     )
 
 
-def heat_maps(samples: Sequence[Sample], scored: Scored, threshold: float) -> bytes:
-    """A PNG of pictures with their maps: the worst of either kind, and others drawn evenly by score."""
+def telling_pictures(
+    samples: Sequence[Sample], scored: Scored, verdicts: Sequence[NDArray[np.bool_] | None]
+) -> list[int]:
+    """Numbers of the pictures worth a look: those that contenders decide differently, the worst of either kind by
+    ``scored``, and others drawn evenly by score.
+    """
+    known = [one for one in verdicts if one is not None]
+    differing: NDArray[np.intp] | list[int] = []
+    if known:
+        differing = np.flatnonzero(np.any([one != known[0] for one in known], axis=0))[: SHOWN // 2]
     labels = np.array([sample.label for sample in samples])
     order = np.argsort(scored.scores)
     good, bad = order[labels[order] == 0], order[labels[order] == 1]
     evenly = bad[np.linspace(0, len(bad) - 1, SHOWN - 2).round().astype(int)] if len(bad) else []
-    chosen = dict.fromkeys(int(i) for i in [*good[-1:], *good[:1], *evenly])
+    return list(dict.fromkeys(int(number) for number in [*differing, *good[-1:], *good[:1], *evenly]))
+
+
+def heat_maps(samples: Sequence[Sample], scored: Scored, shown: Sequence[int], threshold: float | None) -> bytes:
+    """A JPEG of the pictures ``shown`` with their maps; without a threshold the median score takes its place."""
+    limit = float(np.median(scored.scores)) if threshold is None else threshold
     sheet = picture_sheet(
         [
             SheetRow(
-                frame=samples[i].read(),
-                map=scored.maps[i],
-                score=float(scored.scores[i]),
-                threshold=threshold,
-                title=samples[i].kind,
-                mask=samples[i].read_mask() if samples[i].label else None,
+                frame=samples[number].read(),
+                map=scored.maps[number],
+                score=float(scored.scores[number]),
+                threshold=limit,
+                title=samples[number].kind,
+                mask=samples[number].read_mask() if samples[number].label else None,
             )
-            for i in chosen
+            for number in shown
         ]
     )
-    return _png(sheet)
+    return bytes(cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
 
 
 STYLE = """
@@ -175,6 +192,11 @@ img{max-width:100%;background:#fff;border-radius:6px}
 """
 
 
+def _at_once(report: Report) -> str:
+    batch = max((latency.batch for latency in report.latency.values()), default=1)
+    return "one frame at a time" if batch == 1 else f"of batches of {batch} frames (verdict: of one frame)"
+
+
 def _facts(report: Report) -> list[list[str]]:
     facts = {"command": report.command, "created": report.created, "data": report.data or "none"}
     if report.data_digest:
@@ -183,8 +205,8 @@ def _facts(report: Report) -> list[list[str]]:
     facts["input"] = f"{width} × {height} × {channels}"
     facts["threads"] = str(report.threads)
     facts["resident memory"] = f"{report.resident_mib:.0f} MiB with all contenders loaded"
-    for name, latency in report.latency.items():
-        facts[f"verdict rate, {name}"] = f"{latency.paced_at:.1f} frames/s"
+    if report.latency:
+        facts["frames arrive"] = f"{next(iter(report.latency.values())).paced_at:.1f} a second, for verdict"
     return [[name, value] for name, value in {**facts, **report.machine}.items()]
 
 
@@ -194,12 +216,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _picture(png: bytes) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def _png(picture: NDArray[np.uint8]) -> bytes:
-    return bytes(cv2.imencode(".png", picture)[1])
+def _picture(data: bytes, text: str, kind: str = "png") -> str:
+    return f'<img alt="{_text(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 from adedge.benchmarks.accuracy import Scored, accuracy, masks_at_map_size, score_samples
 from adedge.benchmarks.latency import Contender, measure_latency, percentiles
 from adedge.benchmarks.machine import machine_facts
-from adedge.benchmarks.report import Report, headline, markdown, page, rows
+from adedge.benchmarks.report import Report, headline, heat_maps, markdown, page, rows, telling_pictures
 from adedge.datasets import Dataset, load_dataset
+from adedge.errors import EngineError
 from adedge.runtime.backend import FakeBackend
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
@@ -133,7 +134,7 @@ def test_headline_says_whether_verdicts_are_the_same() -> None:
 
 
 def test_page_escapes_and_needs_nothing_beside_it() -> None:
-    text = page(report(1), None)
+    text = page(report(1), {})
     assert "&lt;part&gt;.adedge" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "<script" not in text
@@ -143,6 +144,35 @@ def test_page_escapes_and_needs_nothing_beside_it() -> None:
     assert len(widths) == 1
     head = next(line for line in table.splitlines() if line.startswith("| engine"))
     assert head.count("|") == widths.pop() + 1
+
+
+def test_the_pictures_shown_are_those_decided_differently_and_the_worst(dataset: Dataset) -> None:
+    scored = score_samples(contender("fake/fp32"), dataset.test, SPEC, SCORE)
+    labels = np.array([sample.label for sample in dataset.test])
+    other = scored.verdicts.copy()
+    flipped = int(np.flatnonzero(labels == 1)[3])
+    other[flipped] = ~other[flipped]
+    shown = telling_pictures(dataset.test, scored, [scored.verdicts, other])
+    assert shown[0] == flipped
+    assert len(set(shown)) == len(shown)
+    worst_good = max(np.flatnonzero(labels == 0), key=lambda number: scored.scores[number])
+    worst_bad = min(np.flatnonzero(labels == 1), key=lambda number: scored.scores[number])
+    assert {worst_good, worst_bad} <= set(shown)
+    sheet = cv2.imdecode(np.frombuffer(heat_maps(dataset.test, scored, shown, 0.5), np.uint8), cv2.IMREAD_COLOR)
+    assert sheet is not None
+    assert 'alt="heat maps of a"' in page(report(1), {"a": heat_maps(dataset.test, scored, shown, None)})
+
+
+def test_a_batch_is_timed_as_a_whole_and_gives_more_frames_a_second() -> None:
+    images = [np.zeros((32, 32, 1), np.uint8)]
+    one = contender("a/fp32", work=slow)
+    four = Contender(name=one.name, backend=FakeBackend(slow, SPEC.shape, batch=4), threshold=0.5)
+    found = measure_latency([four], images, SPEC, SCORE, frames=40, batch=4)["a/fp32"]
+    assert found.batch == 4
+    assert len(found.network.samples_ms) == 10
+    assert found.frames_per_second > 1e3 / found.frame.mean
+    with pytest.raises(EngineError, match="takes 1 frame"):
+        measure_latency([one], images, SPEC, SCORE, batch=4)
 
 
 def test_machine_is_described() -> None:

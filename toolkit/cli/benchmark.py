@@ -31,6 +31,9 @@ def benchmark(
     target: Annotated[Target | None, typer.Option(help="Only engines of this target.  [default: all]")] = None,
     precision: Annotated[str, typer.Option(help="Only engines of these precisions.")] = "fp32,fp16,int8",
     frames: Annotated[int, typer.Option(min=20, help="Frames for the latency of each engine.")] = 200,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Frames at once: more throughput, and each waits for the last of its batch.")
+    ] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
     folder: Annotated[
@@ -59,7 +62,7 @@ def benchmark(
         require_torch()
     engines, notes = _engines(opened, target, set(parse_precisions(precision)), threads)
     try:
-        report, sheet = _measure(opened, engines, notes, data, root, frames, threads, reference)
+        report, sheets = _measure(opened, engines, notes, data, root, frames, batch, threads, reference)
     finally:
         for engine in engines:
             engine.backend.close()
@@ -68,7 +71,7 @@ def benchmark(
     files = {
         "report.json": report.model_dump_json(indent=2) + "\n",
         "report.md": markdown(report),
-        "report.html": page(report, sheet),
+        "report.html": page(report, sheets),
     }
     if folder is None:
         with opened.edit() as draft:
@@ -76,21 +79,21 @@ def benchmark(
                 draft.write(f"reports/{name}", text)
         folder = bundle / "reports"
     else:
-        _write(folder, {**{name: text.encode() for name, text in files.items()}, "heat-maps.png": sheet})
+        pictures = {f"heat-maps.{name.replace('/', '-')}.jpg": sheet for name, sheet in sheets.items()}
+        _write(folder, {**{name: text.encode() for name, text in files.items()}, **pictures})
     _print(report)
     note(headline(report))
     note(f"wrote {folder / 'report.html'}, report.md and report.json")
 
 
-def _write(folder: Path, files: dict[str, bytes | None]) -> None:
-    """Write or replace files, each whole or not at all; those that are None there are not."""
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write or replace files, each whole or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            if data is not None:
-                staging = folder / f".{name}.part"
-                staging.write_bytes(data)
-                staging.replace(folder / name)
+            staging = folder / f".{name}.part"
+            staging.write_bytes(data)
+            staging.replace(folder / name)
     except OSError as error:
         raise DataError(f"the report cannot be written to {folder} ({error}): choose another place with -o") from error
 
@@ -127,13 +130,15 @@ def _measure(
     data: str | None,
     root: Path | None,
     frames: int,
+    batch: int,
     threads: int | None,
     reference: bool,
-) -> tuple[Report, bytes | None]:
+) -> tuple[Report, dict[str, bytes]]:
+    """The report, and a sheet of heat maps (JPEG) for each contender."""
     from adedge.benchmarks.accuracy import accuracy, masks_at_map_size, score_samples
     from adedge.benchmarks.latency import Contender, measure_latency
     from adedge.benchmarks.machine import has_int8_instructions, machine_facts
-    from adedge.benchmarks.report import REFERENCE, Report, heat_maps
+    from adedge.benchmarks.report import REFERENCE, Report, heat_maps, telling_pictures
     from adedge.datasets import load_dataset
     from adedge.export.verify import read_golden
     from adedge.runtime.engines import read_record
@@ -150,8 +155,10 @@ def _measure(
     else:
         images = [frame[:, :, ::-1] if manifest.input.color == "rgb" else frame for frame in read_golden(bundle).frames]
     with progress("latency") as step:
-        latency = measure_latency(engines, images, manifest.input, manifest.score, frames=frames, progress=step)
-    found, sheet = {}, None
+        latency = measure_latency(
+            engines, images, manifest.input, manifest.score, frames=frames, batch=batch, progress=step
+        )
+    found, sheets = {}, {}
     if labelled:
         import numpy as np
 
@@ -171,9 +178,12 @@ def _measure(
         if masks is None:
             notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
         found = {name: accuracy(one, labels, masks, scored.get(REFERENCE)) for name, one in scored.items()}
-        first = scored[contenders[0].name]
-        limit = contenders[0].threshold
-        sheet = heat_maps(samples, first, float(np.median(first.scores)) if limit is None else limit)
+        # The same pictures for all, so that their maps can be compared.
+        shown = telling_pictures(samples, scored[contenders[0].name], [one.verdicts for one in scored.values()])
+        sheets = {
+            contender.name: heat_maps(samples, scored[contender.name], shown, contender.threshold)
+            for contender in contenders
+        }
     notes += _remarks({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
     report = Report(
         bundle=bundle.path.name,
@@ -190,7 +200,7 @@ def _measure(
         engines={engine.name: read_record(bundle, *_parts(engine.name)) for engine in engines},
         notes=tuple(notes),
     )
-    return report, sheet
+    return report, sheets
 
 
 def _parts(name: str) -> tuple[Target, Precision]:

@@ -33,7 +33,7 @@ def demo(
     from adedge.synthesis import DEMO, write_demo_dataset
 
     started = time.monotonic()
-    data, bundle, report = output / "data", output / f"{DEMO.texture}.adedge", output / "report"
+    data, bundle = output / "data", output / f"{DEMO.texture}.adedge"
     output.mkdir(parents=True, exist_ok=True)
     note(f"[bold]cutting pictures of {DEMO.texture} into {data}[/bold]")
     write_demo_dataset(data, texture=DEMO.texture, seed=seed)
@@ -55,11 +55,11 @@ def demo(
         output / "rejects",
     )
     _adedge("run", bundle, source, "--target", "onnxruntime", "--precision", "fp32", *results)
-    _adedge("benchmark", bundle, "--data", data, "-o", report)
+    _adedge("benchmark", bundle, "--data", data, "-o", output / "report")
     _adedge("inspect", bundle)
     note(f"done in {(time.monotonic() - started) / 60:.1f} minutes; look at:")
-    for path in (report / "report.html", report / "heat-maps.png", output / "inspection.mp4", output / "rejects"):
-        note(f"  {path}")
+    for path in ("report/report.html", "report/heat-maps.pytorch-fp32.jpg", "inspection.mp4", "rejects"):
+        note(f"  {output / path}")
 
 
 def _adedge(*arguments: object) -> None:
