@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,19 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "part.adedge"
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command_and_each_has_help_of_its_own() -> None:
     result = adedge("--help")
     assert result.returncode == 0
-    for command in ("demo", "train", "export", "calibrate", "build-engine", "run", "benchmark", "inspect", "sign"):
-        assert command in result.stdout
+    listed = re.findall(
+        r"^│ (demo|train|export|calibrate|build-engine|run|benchmark|inspect|keygen|sign)\b", result.stdout, re.M
+    )
+    order = ["demo", "train", "export", "calibrate", "build-engine", "run", "benchmark", "inspect"]
+    assert [name for name in listed if name in order] == order
+    assert {"keygen", "sign"} <= set(listed)
+    for command in listed:
+        own = adedge(command, "--help")
+        assert own.returncode == 0, command
+        assert re.search(rf"Usage: .*{command}", own.stdout), command
 
 
 @pytest.mark.parametrize(

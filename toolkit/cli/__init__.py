@@ -7,12 +7,27 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from adedge.errors import AdedgeError
 
+# Each module adds its command to `app`; the order is the order of use, and the order in --help.
+COMMANDS = ("demo", "train", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
+
+
+class _InOrderOfUse(TyperGroup):
+    """Typer would list the commands that have sub-commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        modules = [module.replace("_", "-") for module in COMMANDS]
+        return sorted(self.commands, key=lambda name: modules.index(name) if name in modules else len(modules))
+
+
 app = typer.Typer(
+    cls=_InOrderOfUse,
     name="adedge",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -24,9 +39,6 @@ app = typer.Typer(
     "and adds to it. "
     "`adedge demo` shows the whole path. Add `--debug` to any command to see a traceback.",
 )
-
-# Each module adds its command to `app`; the order is the order of use, and the order in --help.
-COMMANDS = ("demo", "train", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
 
 INTERRUPTED = 130  # what shells use for a process that Ctrl-C ended
 
