@@ -24,7 +24,7 @@ from adedge.runtime.preprocess import Preprocessor
 from adedge.runtime.scoring import Scorer
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
-from adedge.runtime.tiling import cut_tiles
+from adedge.runtime.tiling import cut_tiles, merge_maximum
 from adedge.runtime.verdict import Verdict
 from adedge.scoring import image_scores
 from adedge.specs import InputSpec, ScoreSpec
@@ -150,10 +150,7 @@ class Inspector:
         for first in range(0, len(tiles), self.batch):
             part = self._run(tiles[first : first + self.batch])
             merging = time.monotonic_ns()
-            for tile_map, (top, left) in zip(part.maps, origins[first:], strict=False):
-                height, width = tile_map.shape
-                under = merged[top : top + height, left : left + width]
-                np.maximum(under, tile_map, out=under)
+            merge_maximum(merged, part.maps, origins[first : first + self.batch])
             scores.extend(part.scores)
             preprocess_ns += part.preprocess_ns
             network_ns += part.network_ns

@@ -50,21 +50,17 @@ def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np
 
 
 def merge_maximum(
-    maps: Sequence[NDArray[np.float32]] | NDArray[np.float32], origins: Sequence[Origin], shape: tuple[int, int]
-) -> NDArray[np.float32]:
-    """One map (H, W) = ``shape`` from the tiles' maps (n, tile, tile): each pixel takes its largest value.
+    merged: NDArray[np.float32], maps: Sequence[NDArray[np.float32]] | NDArray[np.float32], origins: Sequence[Origin]
+) -> None:
+    """Raise a frame's map (H, W) to its tiles' maps (n, tile, tile) where they are larger, in place.
 
-    Raises `DataError` where there is not one origin for each map, or the tiles leave a pixel of the frame out.
+    Raises `DataError` where a tile reaches beyond the frame.
     """
-    if len(maps) != len(origins):
-        raise DataError(f"{len(maps)} maps and {len(origins)} origins: give one origin for each map")
-    merged = np.full(shape, -np.inf, np.float32)
     for tile_map, (top, left) in zip(maps, origins, strict=True):
         height, width = tile_map.shape
         under = merged[top : top + height, left : left + width]
         if under.shape != tile_map.shape or min(top, left) < 0:
-            raise DataError(f"the tile of {width} × {height} pixels at row {top}, column {left} is not inside {shape}")
+            raise DataError(
+                f"the tile of {width} × {height} pixels at row {top}, column {left} is not inside {merged.shape}"
+            )
         np.maximum(under, tile_map, out=under)
-    if np.isneginf(merged).any():
-        raise DataError(f"the tiles do not cover all of the frame's {shape[1]} × {shape[0]} pixels: pass all of them")
-    return merged
