@@ -1,16 +1,19 @@
 """Execute a plan with TensorRT (8.5 to 11) or TensorRT-RTX through pycuda.
 
-Only what all these versions have is called: tensors by name, `set_tensor_address`, `execute_async_v3`. Buffers are
-allocated once: the host's page-locked, so that copies run asynchronously, the device's at the largest batch. The CUDA
-context is the device's primary one, which TensorRT's own CUDA runtime uses too; pycuda.autoinit would make a second
-one in which TensorRT's handles are invalid.
+What all these versions have is called: tensors by name, `set_tensor_address`, `execute_async_v3`; the few members that
+came or went are asked for first. Buffers are allocated once: the host's page-locked, so that copies run asynchronously,
+the device's at the largest batch. A plan with several optimisation profiles gets one execution context for each, all in
+one block of scratch memory, and a batch runs in the profile that was tuned nearest to it.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,8 +22,12 @@ import numpy as np
 
 from adedge.errors import EngineError, MissingDependency
 from adedge.runtime.backend import Array, FixedBuffers
+from adedge.runtime.cuda import Gpu, Resources, load_cuda
 from adedge.runtime.engines import Here
 from adedge.specs import Target
+
+messages = logging.getLogger(__name__)
+"""What TensorRT says, in Python's logging."""
 
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -55,23 +62,7 @@ def load_tensorrt(target: Target) -> Any:
 def load_libraries(target: Target) -> Libraries:
     """Import TensorRT and pycuda. Raises `MissingDependency`, or `EngineError` where there is no NVIDIA driver."""
     trt = load_tensorrt(target)
-    try:
-        import pycuda.driver as cuda
-    except ModuleNotFoundError as exc:
-        raise MissingDependency("pycuda", "cuda", f"executing a {_NAMES[target]} engine") from exc
-    except ImportError as exc:
-        raise EngineError(
-            f"executing a {_NAMES[target]} engine needs the NVIDIA driver, which this machine lacks ({exc}): "
-            "use --target onnxruntime here"
-        ) from exc
-    try:
-        cuda.init()
-        count = cuda.Device.count()
-    except cuda.Error as exc:
-        raise EngineError(f"the NVIDIA driver does not start ({exc}): look at 'nvidia-smi' or 'dmesg'") from exc
-    if count == 0:
-        raise EngineError(f"executing a {_NAMES[target]} engine needs an NVIDIA GPU, and CUDA sees none")
-    return Libraries(trt=trt, cuda=cuda)
+    return Libraries(trt=trt, cuda=load_cuda(f"executing a {_NAMES[target]} engine"))
 
 
 def title(trt: Any) -> str:
@@ -118,28 +109,108 @@ def _single_lines(messages: list[str]) -> tuple[str, ...]:
 
 @cache
 def logger_of(trt: Any) -> tuple[Any, Log]:
-    """The process's only logger for a TensorRT module, and what it collects: TensorRT ignores any further logger."""
+    """The process's only logger for a TensorRT module, and what it collects: TensorRT ignores any further logger.
+
+    Everything also goes into Python's logging, under this module's name.
+    """
     log = Log()
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.CRITICAL,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.INFO,
+    }
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module without type information
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            level = levels.get(severity, logging.DEBUG)
+            messages.log(level, "%s", msg)
+            if level >= logging.ERROR:
                 log.errors.append(msg)
-            elif severity == trt.ILogger.WARNING:
+            elif level == logging.WARNING:
                 log.warnings.append(msg)
 
     return Logger(), log
 
 
+class ScratchMemory:
+    """Device memory that execution contexts use in turn: as large as the largest of them needs, not as all together.
+
+    TensorRT keeps a network's activations there while it runs. Contexts may share it when they run one after the other,
+    on one stream; engines of several detectors on one device may as well.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._resources = Resources(gpu)
+        self._contexts: list[Any] = []
+        self._address = 0
+        self.size = 0
+
+    def serve(self, context: Any, size: int) -> None:
+        """Give a context its memory, and every earlier one the larger block that this one may need.
+
+        Raises `EngineError` where the device has not so much memory.
+        """
+        if size > self.size:
+            grown = Resources(self._resources.gpu)
+            self._address, self.size = grown.device(size, "the engine's activations"), size
+            for earlier in self._contexts:
+                self._point(earlier)
+            self._resources.close()
+            self._resources = grown
+        self._contexts.append(context)
+        self._point(context)
+
+    def _point(self, context: Any) -> None:
+        if self.size == 0:
+            return  # a network without activations
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._address, self.size)
+        else:
+            context.device_memory = self._address
+
+    def close(self) -> None:
+        """Free it; the contexts must be gone."""
+        self._contexts.clear()
+        self._resources.close()
+        self._address = self.size = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimisation profile: the least, usual and most frames at once that it was tuned for."""
+
+    least: int
+    usual: int
+    most: int
+
+
+def profile_for(profiles: Sequence[Profile], n: int) -> int:
+    """Which profile runs n frames: of those that take so many (or, padded, more) the one tuned nearest to n.
+
+    Raises `EngineError` where n is beyond all of them.
+    """
+    fitting = [index for index, tuned in enumerate(profiles) if n <= tuned.most]
+    if not fitting:
+        most = max(tuned.most for tuned in profiles)
+        raise EngineError(f"{n} frames at once are beyond this plan's {most}: build the engine again with this batch")
+    # One that has to be padded computes its least number of frames.
+    return min(fitting, key=lambda index: (max(profiles[index].least - n, 0), abs(profiles[index].usual - n)))
+
+
 class TensorRTBackend(FixedBuffers):
-    """A plan executed on CUDA's device 0, copies to and from the device included.
+    """A plan executed on CUDA's device 0: `run` with the copies to and from the device, `enqueue` without.
 
     ``batch`` is the plan's (least, most) frames at once: `run` with fewer than the least executes the least.
     ``dla_core`` must be what the plan was built with. ``trusted_code`` lets a version-compatible plan run the host code
-    it carries; its digest must have been checked before. Another thread than the one that made it may use it.
+    it carries; its digest must have been checked before. ``scratch`` is shared with other engines that run on
+    ``stream``, one after the other. Another thread than the one that made it may use it.
+
+    ``device_input`` and ``device_outputs`` are addresses of float32 device memory in the layout of `input` and
+    `outputs`; ``shape_changes`` counts how often TensorRT was told another shape, which makes a captured graph stale.
     """
 
     def __init__(
@@ -150,33 +221,96 @@ class TensorRTBackend(FixedBuffers):
         batch: tuple[int, int],
         dla_core: int | None = None,
         trusted_code: bool = False,
+        gpu: Gpu | None = None,
+        stream: Any = None,
+        scratch: ScratchMemory | None = None,
     ) -> None:
-        self._cuda = libraries.cuda
-        self._least = batch[0]
-        self._cuda_context = self._checked("open the GPU", libraries.cuda.Device(0).retain_primary_context)
-        with self._current():
+        self.gpu = gpu or Gpu(libraries.cuda)
+        self._trt = libraries.trt
+        self._contexts: list[Any] = []
+        self._own_scratch: ScratchMemory | None = None
+        self.shape_changes = 0
+        with self.gpu.current(), Resources(self.gpu) as self._resources:
             self._runtime, self._engine = _deserialise(libraries.trt, plan, dla_core, trusted_code)
-            self._input_name, self.output_names = _tensor_names(libraries.trt, self._engine)
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
-                raise EngineError(f"TensorRT cannot set the plan up: {logger_of(libraries.trt)[1].explain()}")
-            shapes = self._shapes(batch[1])
-            super().__init__(shapes[0], shapes[1:])
-            self._stream = self._checked("make a stream", self._cuda.Stream)
-            self._device = [self._on_device(array) for array in (self.input, *self.outputs)]
-            for name, memory in zip((self._input_name, *self.output_names), self._device, strict=True):
-                if not self._context.set_tensor_address(name, int(memory)):
+            try:
+                self._set_up(batch, stream, scratch)
+            except BaseException:
+                self._release_engine()
+                raise
+
+    def _set_up(self, batch: tuple[int, int], stream: Any, scratch: ScratchMemory | None) -> None:
+        """Contexts, buffers and their addresses."""
+        self._input_name, self.output_names = _tensor_names(self._trt, self._engine)
+        self._profiles = _profiles(self._engine, self._input_name, batch)
+        if scratch is None and len(self._profiles) > 1:
+            scratch = self._own_scratch = ScratchMemory(self.gpu)
+        self.stream = stream or self.gpu.stream()
+        for index in range(len(self._profiles)):
+            self._contexts.append(self._context(index, scratch))
+        self._shape_n = [0] * len(self._contexts)
+        shapes = self._shapes(batch[1])
+        super().__init__(shapes[0], shapes[1:])
+        names = (self._input_name, *self.output_names)
+        addresses = [
+            self._resources.device(array.nbytes, f"the tensor '{name}'")
+            for name, array in zip(names, (self.input, *self.outputs), strict=True)
+        ]
+        self.device_input, self.device_outputs = addresses[0], tuple(addresses[1:])
+        for context in self._contexts:
+            for name, address in zip(names, addresses, strict=True):
+                if not context.set_tensor_address(name, address):
                     raise EngineError(f"TensorRT refuses the memory of tensor '{name}': build the engine again")
-        self._shape_n = batch[1]
+
+    def _context(self, profile: int, scratch: ScratchMemory | None) -> Any:
+        """An execution context for one profile, in shared scratch memory where there is some."""
+        if scratch is None:
+            context = self._engine.create_execution_context()
+        elif hasattr(self._trt, "ExecutionContextAllocationStrategy"):
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+        else:
+            context = self._engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise EngineError(f"TensorRT cannot set the plan up: {logger_of(self._trt)[1].explain()}")
+        if scratch is not None:
+            scratch.serve(context, _scratch_size(self._engine))
+        if profile > 0 and not context.set_optimization_profile_async(profile, self.stream.handle):
+            raise EngineError(f"TensorRT refuses its own profile {profile}: build the engine again")
+        return context
 
     def run(self, n: int) -> None:
         """Copy ``input[:n]`` to the GPU, execute, copy ``outputs[i][:n]`` back, and wait for all of it."""
         self._check(n)
-        with self._current():
+        cuda = self.gpu.cuda
+        with self.gpu.current():
             try:
-                self._execute(n)
-            except self._cuda.Error as exc:
+                cuda.memcpy_htod_async(self.device_input, self.input[:n], self.stream)
+                self.enqueue(n)
+                for host, address in zip(self.outputs, self.device_outputs, strict=True):
+                    cuda.memcpy_dtoh_async(host[:n], address, self.stream)
+                self.stream.synchronize()
+            except cuda.Error as exc:
                 raise EngineError(f"CUDA failed while running the engine: {exc}") from exc
+
+    def enqueue(self, n: int) -> None:
+        """Enqueue the network on ``stream``, from ``device_input`` to ``device_outputs``; nothing is waited for.
+
+        The context must be current. Raises `EngineError` where TensorRT refuses.
+        """
+        self._check(n)
+        chosen = profile_for(self._profiles, n)
+        context, frames = self._contexts[chosen], max(n, self._profiles[chosen].least)
+        if frames != self._shape_n[chosen]:
+            self._set_shape(context, frames)
+            self._shape_n[chosen] = frames
+            self.shape_changes += 1
+        if not context.execute_async_v3(self.stream.handle):
+            reason = logger_of(self._trt)[1].explain()
+            raise EngineError(f"TensorRT failed to start the engine: {reason}; build it again on this machine")
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What the plan's layers are, as far as the plan was built to tell; () where it cannot."""
+        return layers_from_inspector(_inspector_json(self._trt, self._engine))
 
     def close(self) -> None:
         """Free the plan and the device memory.
@@ -186,61 +320,111 @@ class TensorRTBackend(FixedBuffers):
         if self._closed:
             return
         super().close()
-        with self._current():
-            self._stream.synchronize()
-            # The context before the engine that made it, that before the runtime, and last the memory they point at.
-            del self._context, self._engine, self._runtime
-            for memory in self._device:
-                memory.free()
-            self._device = []
+        with self.gpu.current():
+            with suppress(self.gpu.cuda.Error):  # what failed was raised when it ran
+                self.stream.synchronize()
+            self._release_engine()
+        self._resources.close()
 
-    def _execute(self, n: int) -> None:
-        frames = max(n, self._least)
-        if frames != self._shape_n:
-            if not self._context.set_input_shape(self._input_name, (frames, *self.input.shape[1:])):
-                raise EngineError(f"TensorRT refuses {frames} frame(s) at once: build the engine again with this batch")
-            self._shape_n = frames
-        self._cuda.memcpy_htod_async(self._device[0], self.input[:n], self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError("TensorRT failed to start the engine: build it again on this machine")
-        for host, memory in zip(self.outputs, self._device[1:], strict=True):
-            self._cuda.memcpy_dtoh_async(host[:n], memory, self._stream)
-        self._stream.synchronize()
+    def _release_engine(self) -> None:
+        """The contexts before the engine that made them, that before the runtime, and last what they point at."""
+        self._contexts.clear()
+        del self._engine, self._runtime
+        if self._own_scratch is not None:
+            self._own_scratch.close()
+
+    def _set_shape(self, context: Any, frames: int) -> None:
+        shape = (frames, *self._frame_shape)
+        if not context.set_input_shape(self._input_name, shape):
+            raise EngineError(f"TensorRT refuses an input of {shape}: build the engine again with this batch")
 
     def _shapes(self, batch: int) -> list[tuple[int, ...]]:
         """The input's and the outputs' shapes at the largest batch."""
-        shape = (batch, *tuple(self._engine.get_tensor_shape(self._input_name))[1:])
-        if not self._context.set_input_shape(self._input_name, shape):
-            raise EngineError(f"TensorRT refuses an input of {shape}: build the engine again with this batch")
-        shapes = [tuple(self._context.get_tensor_shape(name)) for name in (self._input_name, *self.output_names)]
+        self._frame_shape = tuple(self._engine.get_tensor_shape(self._input_name))[1:]
+        chosen = profile_for(self._profiles, batch)
+        context = self._contexts[chosen]
+        self._set_shape(context, batch)
+        self._shape_n[chosen] = batch
+        shapes = [tuple(context.get_tensor_shape(name)) for name in (self._input_name, *self.output_names)]
         if any(size < 0 for shape in shapes for size in shape):
             raise EngineError(f"the plan's tensors have no fixed size at batch {batch} ({shapes}): export it again")
         return shapes
 
     def _allocate(self, shape: Sequence[int]) -> Array:
         """Page-locked host memory, zeroed."""
-        empty = self._cuda.pagelocked_empty
-        array: Array = self._checked("allocate page-locked memory", empty, tuple(shape), np.float32)
-        array[:] = 0
+        array: Array = self.gpu.pinned(shape, np.float32, "an engine's tensor")
         return array
 
-    def _on_device(self, array: Array) -> Any:
-        return self._checked(f"allocate {array.nbytes} bytes of GPU memory", self._cuda.mem_alloc, array.nbytes)
 
-    def _checked(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except self._cuda.Error as exc:
-            raise EngineError(f"CUDA cannot {what}: {exc}") from exc
+def _profiles(engine: Any, input_name: str, batch: tuple[int, int]) -> list[Profile]:
+    """The plan's profiles; a plan with one is taken at the batch that its record says."""
+    count = engine.num_optimization_profiles
+    if count <= 1:
+        return [Profile(batch[0], batch[1], batch[1])]
+    shapes = [engine.get_tensor_profile_shape(input_name, index) for index in range(count)]
+    return [Profile(*(int(next(iter(shape))) for shape in limits)) for limits in shapes]
 
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """Make the primary context current in this thread."""
-        self._cuda_context.push()
-        try:
-            yield
-        finally:
-            self._cuda_context.pop()
+
+def _scratch_size(engine: Any) -> int:
+    """Bytes of activations that the engine's contexts need at most."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of a built engine, after TensorRT fused what it could.
+
+    ``kind`` ("Convolution") and ``precision`` ("int8", of its first output) are None where the plan was not built with
+    detailed profiling verbosity: then it knows names only.
+    """
+
+    name: str
+    kind: str | None = None
+    precision: str | None = None
+
+
+_PRECISIONS = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "fp8": "fp8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+
+
+def layers_from_inspector(text: str) -> tuple[Layer, ...]:
+    """The layers in an engine inspector's JSON.
+
+    Up to TensorRT 10 an output says "Format/Datatype": "Row major linear FP32"; from 11 on "DataType": "Float" or
+    "FP32". A layer is a name alone, or an object. Raises `EngineError` where the text is neither.
+    """
+    try:
+        found = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise EngineError(f"the engine inspector's answer is not understood: {text[:80]!r}") from exc
+    return tuple(_layer(entry) for entry in found)
+
+
+def _layer(entry: Any) -> Layer:
+    if isinstance(entry, str):
+        return Layer(name=entry)
+    outputs = entry.get("Outputs") or [{}]
+    written = str(outputs[0].get("DataType") or outputs[0].get("Format/Datatype") or "")
+    words = re.findall(r"[a-z]+\d*", written.lower())
+    precision = next((_PRECISIONS[word] for word in words if word in _PRECISIONS), None)
+    return Layer(name=str(entry.get("Name", "")), kind=entry.get("LayerType"), precision=precision)
+
+
+def _inspector_json(trt: Any, engine: Any) -> str:
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _deserialise(trt: Any, plan: bytes, dla_core: int | None, trusted_code: bool) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ SOURCES = ("adedge.export.builders.tensorrt", "adedge.runtime.tensorrt")
 # Our names for TensorRT's objects. Every expression that ends in one of these is an object of that class.
 CLASSES = {
     "trt": "top",
+    "_trt": "top",
     "creation": "NetworkDefinitionCreationFlag",
     "builder": "Builder",
     "config": "IBuilderConfig",
@@ -35,7 +36,8 @@ CLASSES = {
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
-    "_context": "IExecutionContext",
+    "context": "IExecutionContext",
+    "inspector": "EngineInspector",
 }
 
 # Uses whose condition stands in another function than the use.
@@ -43,7 +45,20 @@ GUARDED_ELSEWHERE = {
     ("IBuilderConfig", "progress_monitor"): "set only to the monitor that _monitor makes where the version has one",
     ("IBuilderConfig", "hardware_compatibility_level"): "set only to a level that _member found",
     ("IProgressMonitor", "__init__"): "the class is defined only where the version has its base",
+    ("ExecutionContextAllocationStrategy", "USER_MANAGED"): "taken where the version has strategies",
+    ("ICudaEngine", "create_execution_context_without_device_memory"): "called where the version has no strategies",
+    ("ICudaEngine", "device_memory_size"): "read where the version has no device_memory_size_v2",
 }
+
+# Where the executor asks for the first, every version has it or the second.
+ONE_OR_THE_OTHER = [
+    (
+        ("ExecutionContextAllocationStrategy", "USER_MANAGED"),
+        ("ICudaEngine", "create_execution_context_without_device_memory"),
+    ),
+    (("ICudaEngine", "device_memory_size_v2"), ("ICudaEngine", "device_memory_size")),
+    (("IExecutionContext", "set_device_memory"), ("IExecutionContext", "device_memory")),
+]
 
 
 class Use(NamedTuple):
@@ -120,6 +135,15 @@ def test_what_is_asked_for_exists_somewhere() -> None:
     asked = [use for use in all_uses() if use.asked_first or use[:2] in GUARDED_ELSEWHERE]
     nowhere = [use for use in asked if use.member != "__init__" and not any(has(version, use) for version in API)]
     assert nowhere == []
+
+
+@pytest.mark.parametrize("version", list(API))
+@pytest.mark.parametrize("pair", ONE_OR_THE_OTHER, ids=lambda pair: pair[0][1])
+def test_what_replaces_something_is_there_where_that_is_not(
+    version: str, pair: tuple[tuple[str, str], tuple[str, str]]
+) -> None:
+    assert any(has(version, Use(*use, False)) for use in pair)
+    assert set(pair) <= {use[:2] for use in all_uses()}
 
 
 def test_each_allowance_is_still_needed() -> None:

@@ -7,6 +7,8 @@ in the right order with the right addresses.
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -17,7 +19,20 @@ import numpy as np
 import pytest
 
 from adedge.errors import EngineError, MissingDependency
-from adedge.runtime.tensorrt import Libraries, TensorRTBackend, load_libraries, machine_here, title
+from adedge.runtime.cuda import Gpu
+from adedge.runtime.tensorrt import (
+    Layer,
+    Libraries,
+    Profile,
+    ScratchMemory,
+    TensorRTBackend,
+    layers_from_inspector,
+    load_libraries,
+    logger_of,
+    machine_here,
+    profile_for,
+    title,
+)
 
 SHAPE = (2, 4, 5)
 
@@ -27,6 +42,11 @@ class FakeCuda:
 
     class Error(Exception):
         pass
+
+    class MemoryError(Error):
+        pass
+
+    host_alloc_flags = type("host_alloc_flags", (), {"DEVICEMAP": 2})
 
     def __init__(self) -> None:
         self.current = threading.local()
@@ -56,26 +76,31 @@ class FakeCuda:
         if getattr(self.current, "depth", 0) != 1 or what in self.fail:
             raise self.Error(f"{what} failed")
 
-    def pagelocked_empty(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    def mem_get_info(self) -> tuple[int, int]:
+        return 3 << 20, 64 << 20
+
+    def pagelocked_empty(self, shape: tuple[int, ...], dtype: type, mem_flags: int) -> np.ndarray:
         self._needs_context("pagelocked_empty")
         array = np.full(shape, np.nan, dtype)
         self.page_locked.add(array.ctypes.data)
         return array
 
     def mem_alloc(self, size: int) -> FakeMemory:
+        if "memory" in self.fail:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
         self._needs_context("mem_alloc")
         self.allocations += 1
         address = 1000 * self.allocations
         self.memory[address] = np.full(size // 4, np.nan, np.float32)
         return FakeMemory(self, address)
 
-    def memcpy_htod_async(self, target: FakeMemory, host: np.ndarray, stream: FakeStream) -> None:
+    def memcpy_htod_async(self, target: int, host: np.ndarray, stream: FakeStream) -> None:
         self._check_copy("memcpy_htod_async", host)
-        stream.queue.append(lambda: self._put(int(target), host))
+        stream.queue.append(lambda: self._put(target, host))
 
-    def memcpy_dtoh_async(self, host: np.ndarray, origin: FakeMemory, stream: FakeStream) -> None:
+    def memcpy_dtoh_async(self, host: np.ndarray, origin: int, stream: FakeStream) -> None:
         self._check_copy("memcpy_dtoh_async", host)
-        stream.queue.append(lambda: self._get(host, int(origin)))
+        stream.queue.append(lambda: self._get(host, origin))
 
     def _check_copy(self, what: str, host: np.ndarray) -> None:
         self._needs_context(what)
@@ -125,13 +150,15 @@ class FakeTensorRT:
         self.dtype = "FLOAT"
         self.opens = self.sets_up = self.takes_addresses = self.starts = True
         self.executed: list[int] = []
+        self.profiles: list[tuple[int, int, int]] = [(least, 4, 4)]
+        self.contexts: list[FakeContext] = []
         self.runtimes: list[Any] = []
         module: Any = ModuleType("tensorrt")
         module.__version__ = "10.3.0"
         module.TensorIOMode = type("TensorIOMode", (), {"INPUT": "in", "OUTPUT": "out"})
         module.DataType = type("DataType", (), {"FLOAT": "FLOAT"})
         module.ILogger = type(
-            "ILogger", (), {"__init__": lambda s: None, "ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2}
+            "ILogger", (), {"__init__": lambda s: None, "ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2, "INFO": 3}
         )
         module.Runtime = lambda logger: self._runtime(module, logger)
         self.module: ModuleType = module
@@ -170,18 +197,40 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1,) if name == "b" else (-1, *SHAPE)
 
-    def create_execution_context(self) -> Any:
-        return FakeContext(self.fake) if self.fake.sets_up else None
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.fake.profiles)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        return [(frames, *SHAPE) for frames in self.fake.profiles[index]]
+
+    device_memory_size = 4000
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        self.fake.contexts.append(FakeContext(self.fake))
+        return self.fake.contexts[-1]
+
+    def create_execution_context(self, strategy: str | None = None) -> Any:
+        assert strategy in (None, "USER_MANAGED")
+        return self.create_execution_context_without_device_memory() if self.fake.sets_up else None
 
 
 class FakeContext:
     def __init__(self, fake: FakeTensorRT) -> None:
         self.fake, self.n = fake, -1
+        self.profile = 0
+        self.device_memory = 0
         self.addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.n = shape[0]
-        return self.fake.least <= shape[0] <= 4 and tuple(shape[1:]) == SHAPE
+        least, _, most = self.fake.profiles[self.profile]
+        return least <= shape[0] <= most and tuple(shape[1:]) == SHAPE
+
+    def set_optimization_profile_async(self, index: int, handle: int) -> bool:
+        assert handle == 77
+        self.profile = index
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.n,) if name == "b" else (self.n, *SHAPE)
@@ -277,6 +326,126 @@ def test_dla_core_and_trust_reach_the_runtime(fake: FakeTensorRT) -> None:
     assert settings == [(-1, False), (1, True)]
 
 
+def test_a_batch_runs_in_the_profile_that_was_tuned_nearest_to_it(fake: FakeTensorRT) -> None:
+    fake.profiles = [(1, 1, 1), (2, 4, 4)]
+    backend = backend_on(fake)
+    backend.input[:] = 3
+    for n in (1, 4, 2, 1):
+        backend.run(n)
+        np.testing.assert_array_equal(backend.outputs[1][:n], np.full(n, 3))
+    assert [context.profile for context in fake.contexts] == [0, 1]
+    assert fake.executed == [1, 4, 2, 1]
+    # Both contexts compute in one block, which is not one of the tensors' and goes with the engine.
+    scratch = {context.device_memory for context in fake.contexts}
+    assert len(scratch) == 1
+    assert scratch <= set(fake.cuda.memory)
+    backend.close()
+    assert fake.cuda.memory == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "n", "chosen"),
+    [
+        ([(1, 1, 1), (1, 8, 8)], 1, 0),
+        ([(1, 1, 1), (1, 8, 8)], 2, 1),
+        ([(1, 8, 8), (1, 2, 4)], 3, 1),
+        ([(4, 8, 8), (2, 4, 4)], 1, 1),
+        ([(4, 4, 4), (1, 8, 8)], 3, 1),
+    ],
+)
+def test_profiles_are_chosen_by_what_they_were_tuned_for(
+    limits: list[tuple[int, int, int]], n: int, chosen: int
+) -> None:
+    assert profile_for([Profile(*limit) for limit in limits], n) == chosen
+
+
+def test_no_profile_takes_more_than_the_largest() -> None:
+    with pytest.raises(EngineError, match="9 frames at once are beyond this plan's 8"):
+        profile_for([Profile(1, 1, 1), Profile(1, 8, 8)], 9)
+
+
+def test_engines_share_scratch_memory_as_large_as_the_largest_needs(fake: FakeTensorRT) -> None:
+    gpu = Gpu(fake.cuda)
+    scratch = ScratchMemory(gpu)
+    small, large = FakeContext(fake), FakeContext(fake)
+    with gpu.current():
+        scratch.serve(small, 400)
+        scratch.serve(large, 800)
+        assert small.device_memory == large.device_memory
+        assert [memory.nbytes for memory in fake.cuda.memory.values()] == [800]
+        scratch.close()
+    assert fake.cuda.memory == {}
+
+
+def test_contexts_of_newer_versions_are_told_the_size_too(fake: FakeTensorRT) -> None:
+    fake.module.ExecutionContextAllocationStrategy = type("Strategy", (), {"USER_MANAGED": "USER_MANAGED"})  # type: ignore[attr-defined]
+    fake.profiles = [(1, 1, 1), (1, 4, 4)]
+    given: list[tuple[int, int]] = []
+    try:
+        FakeContext.set_device_memory = lambda self, address, size: given.append((address, size))  # type: ignore[attr-defined]
+        FakeEngine.device_memory_size_v2 = 8000  # type: ignore[attr-defined]
+        backend_on(fake)
+    finally:
+        del FakeContext.set_device_memory, FakeEngine.device_memory_size_v2  # type: ignore[attr-defined]
+    assert [size for _, size in given] == [8000, 8000]
+
+
+DETAILED = {"Name": "Conv_0", "LayerType": "CaskConvolution"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (["Conv_0 + Relu", "Reformat"], (Layer(name="Conv_0 + Relu"), Layer(name="Reformat"))),
+        (
+            [
+                {
+                    **DETAILED,
+                    "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+                },
+                {**DETAILED, "Outputs": [{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}]},
+            ],
+            (
+                Layer(name="Conv_0", kind="CaskConvolution", precision="int8"),
+                Layer(name="Conv_0", kind="CaskConvolution", precision="fp16"),
+            ),
+        ),
+        (
+            [
+                {**DETAILED, "Outputs": [{"Format": "Row major linear", "DataType": "Half"}]},
+                {**DETAILED, "Outputs": []},
+            ],
+            (
+                Layer(name="Conv_0", kind="CaskConvolution", precision="fp16"),
+                Layer(name="Conv_0", kind="CaskConvolution"),
+            ),
+        ),
+    ],
+    ids=["names", "up to 10", "from 11"],
+)
+def test_the_inspectors_json_is_read_in_both_forms(layers: list[Any], expected: tuple[Layer, ...]) -> None:
+    for bindings in ({"Bindings": ["frame", "map"]}, {"I/O Tensors": [{"Name": "frame"}]}):
+        assert layers_from_inspector(json.dumps({"Layers": layers, **bindings})) == expected
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"Layer": []}', "Layers: none"])
+def test_an_answer_that_is_no_inspectors_is_refused(text: str) -> None:
+    with pytest.raises(EngineError, match="not understood"):
+        layers_from_inspector(text)
+
+
+def test_tensorrts_messages_reach_pythons_logging(fake: FakeTensorRT, caplog: pytest.LogCaptureFixture) -> None:
+    logger, log = logger_of(fake.module)
+    with caplog.at_level(logging.DEBUG, logger="adedge.runtime.tensorrt"):
+        for severity, text in enumerate(["broken", "failed", "slow", "built", "tried"]):
+            logger.log(severity, text)
+    levels = [logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG]
+    assert [(record.levelno, record.message) for record in caplog.records] == list(
+        zip(levels, ["broken", "failed", "slow", "built", "tried"], strict=True)
+    )
+    assert (log.errors, log.warnings) == (["broken", "failed"], ["slow"])
+
+
 def opens_not(fake: FakeTensorRT) -> None:
     fake.opens = False
 
@@ -301,6 +470,10 @@ def has_no_device_memory(fake: FakeTensorRT) -> None:
     fake.cuda.fail = {"mem_alloc"}
 
 
+def has_too_little_memory(fake: FakeTensorRT) -> None:
+    fake.cuda.fail = {"memory"}
+
+
 def has_no_host_memory(fake: FakeTensorRT) -> None:
     fake.cuda.fail = {"pagelocked_empty"}
 
@@ -313,8 +486,12 @@ def has_no_host_memory(fake: FakeTensorRT) -> None:
         (takes_no_addresses, "refuses the memory of tensor 'frame'"),
         (is_half, "is HALF, not FLOAT"),
         (has_two_inputs, "one input is expected"),
-        (has_no_device_memory, "cannot allocate 640 bytes of GPU memory"),
-        (has_no_host_memory, "cannot allocate page-locked memory"),
+        (has_no_device_memory, "cannot allocate 640 bytes for the tensor 'frame': mem_alloc failed"),
+        (
+            has_too_little_memory,
+            "the tensor 'frame' needs 640 bytes of GPU memory, of which 3.0 MiB of 64.0 MiB are free",
+        ),
+        (has_no_host_memory, "cannot allocate 640 bytes of page-locked memory for an engine's tensor"),
     ],
 )
 def test_what_cannot_be_loaded_says_why(
