@@ -10,9 +10,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,70 @@ class _Inspected(NamedTuple):
     scoring_ns: int
 
 
+class Inspects(Protocol):
+    """What the pipeline knows of an inspector: frames are submitted, and their verdicts collected in the same order.
+
+    Up to ``slots`` batches may be under way at once; one that computes in the calling thread has one.
+    """
+
+    @property
+    def batch(self) -> int:
+        """The most frames that one `submit` takes."""
+
+    @property
+    def slots(self) -> int:
+        """How many batches may be submitted before the first is collected."""
+
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Begin with 1 to ``batch`` frames; they must not change before they are collected."""
+
+    def collect(self) -> Iterator[Verdict]:
+        """The verdicts on the frames submitted first; each is complete at the moment it is yielded.
+
+        Raises `EngineError` where the engine fails or gives a score that is not a number.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """From a score to a verdict: ``score > threshold`` is anomalous."""
+
+    threshold: float
+    normalisation: Normalisation | None = None
+
+    def verdict(
+        self, frame: Frame, score: float, anomaly_map: NDArray[np.float32] | None, timings_ms: Mapping[str, float]
+    ) -> Verdict:
+        """The verdict on a frame, decided now. Raises `EngineError` where the score is not a number."""
+        if not math.isfinite(score):
+            raise EngineError(
+                f"frame {frame.index} ({frame.name}) has the score {score}: the engine or its weights are damaged; "
+                "build the engine again"
+            )
+        decided_at_ns = time.monotonic_ns()
+        return Verdict(
+            frame_id=frame.index,
+            name=frame.name,
+            captured_at_ns=frame.captured_at_ns,
+            decided_at_ns=decided_at_ns,
+            score=score,
+            threshold=self.threshold,
+            anomalous=score > self.threshold,
+            z=None if (n := self.normalisation) is None else (score - n.mean) / n.std,
+            map=anomaly_map,
+            timings_ms={**timings_ms, "verdict": (decided_at_ns - frame.captured_at_ns) / 1e6},
+        )
+
+
+def check_shape(shape: Sequence[int], spec: InputSpec) -> None:
+    """Compare an engine's input (batch, C, H, W) with the bundle's. Raises `EngineError` where they differ."""
+    if tuple(shape[1:]) != spec.shape:
+        raise EngineError(
+            f"the engine takes frames of {tuple(shape[1:])}, the bundle says {spec.shape} "
+            "(channels, height, width): build the engine again"
+        )
+
+
 class Inspector:
     """An engine with what surrounds it: frames in, verdicts out.
 
@@ -69,20 +133,25 @@ class Inspector:
         normalisation: Normalisation | None = None,
     ) -> None:
         """Raises `EngineError` where the engine's input is not of the spec's shape."""
-        if tuple(backend.input.shape[1:]) != spec.shape:
-            raise EngineError(
-                f"the engine takes frames of {tuple(backend.input.shape[1:])}, the bundle says {spec.shape} "
-                "(channels, height, width): build the engine again"
-            )
+        check_shape(backend.input.shape, spec)
         self.batch = backend.batch
+        self.slots = 1
         self._backend = backend
         self._spec = spec
         self._score = score
-        self._threshold = threshold
-        self._normalisation = normalisation
+        self._judge = Judge(threshold=threshold, normalisation=normalisation)
+        self._submitted: Sequence[Frame] = ()
         self._preprocess = Preprocessor(spec, backend.batch)
         self._scorer = Scorer(score, spec.shape, backend.batch)
         self._merged = np.zeros((0, 0), np.float32)
+
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Keep the frames for `collect`, which does the work in the thread that calls it."""
+        self._submitted = frames
+
+    def collect(self) -> Iterator[Verdict]:
+        """`inspect` the frames that were submitted."""
+        return self.inspect(self._submitted)
 
     def inspect(self, frames: Sequence[Frame]) -> Iterator[Verdict]:
         """The verdicts on up to ``batch`` frames, in order; each is complete at the moment it is yielded.
@@ -100,24 +169,7 @@ class Inspector:
         timings_ms = dict(zip(("preprocess", "network", "scoring"), (ns / 1e6 for ns in stages), strict=True))
         timings_ms["frame"] = sum(stages) / 1e6
         for frame, anomaly_map, score in zip(frames, inspected.maps, inspected.scores, strict=True):
-            if not math.isfinite(score):
-                raise EngineError(
-                    f"frame {frame.index} ({frame.name}) has the score {score}: the engine or its weights are damaged; "
-                    "build the engine again"
-                )
-            decided_at_ns = time.monotonic_ns()
-            yield Verdict(
-                frame_id=frame.index,
-                name=frame.name,
-                captured_at_ns=frame.captured_at_ns,
-                decided_at_ns=decided_at_ns,
-                score=score,
-                threshold=self._threshold,
-                anomalous=score > self._threshold,
-                z=None if (n := self._normalisation) is None else (score - n.mean) / n.std,
-                map=anomaly_map,
-                timings_ms={**timings_ms, "verdict": (decided_at_ns - frame.captured_at_ns) / 1e6},
-            )
+            yield self._judge.verdict(frame, score, anomaly_map, timings_ms)
 
     def _stretched(self, frames: Sequence[Frame]) -> _Inspected:
         return self._run([frame.image for frame in frames])
@@ -230,14 +282,16 @@ class Capture:
         """Begin to capture."""
         self._thread.start()
 
-    def take(self, count: int, stop: threading.Event) -> list[Frame]:
+    def take(self, count: int, stop: threading.Event, *, wait: bool = True) -> list[Frame]:
         """The next frames: ``count`` of them with policy "every", the newest with "latest"; none at the end.
 
         Fewer than ``count`` come at the end of the source. Once ``stop`` is set nothing more is captured, and what
-        waits is handed out. Raises what the source raised.
+        waits is handed out. Without ``wait`` none come where there are not enough yet. Raises what the source raised.
         """
         wanted = min(count, self._depth)
         with self._changed:
+            if not wait and len(self._waiting) < wanted:
+                return []
             while len(self._waiting) < wanted and not self._ended and not self._stopping:
                 # The time-out lets this thread see `stop`, which a signal handler sets: a handler must take no lock.
                 self._changed.wait(timeout=0.1)
@@ -287,7 +341,7 @@ class Capture:
 
 def run(
     source: FrameSource,
-    inspector: Inspector,
+    inspector: Inspects,
     sinks: Sequence[Sink],
     *,
     policy: Policy,
@@ -299,7 +353,9 @@ def run(
 ) -> Statistics:
     """Inspect an opened source until it ends, ``max_frames`` were judged, or ``stop`` is set.
 
-    ``batch`` frames go through the engine at once (more throughput, and each waits for the last one). ``statistics``
+    ``batch`` frames go through the engine at once (more throughput, and each waits for the last one). With policy
+    "every" as many batches are under way as the inspector has slots; with "latest" one, since a frame submitted early
+    would be older than the newest when its turn comes. ``statistics``
     is counted up as the run goes and is right also when the run raises; ``watch`` sees it after each batch, in the
     calling thread. The source and all sinks are closed in any case, so that what was written is complete up to there.
 
@@ -315,14 +371,25 @@ def run(
         raise UsageError("a batch needs the policy 'every': 'latest' keeps only the newest frame")
     stop = stop or threading.Event()
     statistics = statistics or Statistics()
+    slots = inspector.slots if policy == "every" else 1
     capture = Capture(source, policy, depth=2 * batch)
+    under_way: deque[list[Frame]] = deque()
+    taken = 0
     try:
         capture.start()
-        while max_frames is None or statistics.frames < max_frames:
-            frames = capture.take(batch if max_frames is None else min(batch, max_frames - statistics.frames), stop)
-            if not frames:
+        while True:
+            wanted = batch if max_frames is None else min(batch, max_frames - taken)
+            # While verdicts are still to come, only frames that wait already are worth more than those verdicts.
+            frames = capture.take(wanted, stop, wait=not under_way) if wanted > 0 else []
+            if frames:
+                inspector.submit(frames)
+                under_way.append(frames)
+                taken += len(frames)
+                if len(under_way) < slots:
+                    continue
+            if not under_way:
                 break
-            for frame, verdict in zip(frames, inspector.inspect(frames), strict=True):
+            for frame, verdict in zip(under_way.popleft(), inspector.collect(), strict=True):
                 statistics.add(verdict)
                 for sink in sinks:
                     sink.take(verdict, frame)
