@@ -61,13 +61,14 @@ def first_and_last(graph: bytes | ModelProto) -> frozenset[str]:
     """
     model_graph = _model(graph).graph
     names = set(convolutions(graph))
+    constants = initializers(model_graph)
     found: set[str] = set()
     fresh = {value.name for value in model_graph.input}
     for node in model_graph.node:
         if fresh & set(node.input):
             if node.name in names:
                 found.add(node.name)
-            elif len(node.input) == 1:
+            elif all(name in fresh or name in constants for name in node.input):
                 fresh |= set(node.output)
     needed = {value.name for value in model_graph.output}
     for node in reversed(model_graph.node):

@@ -116,4 +116,14 @@ def mirrored(x: Tensor, patch: int, stride: int) -> Tensor:
     """
     before = (patch - 1) // 2 - stride // 2
     after = receptive_field(patch) - stride - before
-    return F.pad(x, (before, after, before, after), mode="reflect")
+    for axis in (2, 3):
+        length = x.shape[axis]
+        # Reading rows and columns by constant numbers exists in every opset; mirrored padding was changed by ONNX 18.
+        numbers = [_mirror(index, length) for index in range(-before, length + after)]
+        x = x.index_select(axis, torch.tensor(numbers, device=x.device))
+    return x
+
+
+def _mirror(index: int, length: int) -> int:
+    """Where a pixel outside of 0 ... length - 1 has its mirror image."""
+    return abs(index) if index < length else 2 * (length - 1) - index

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from adedge import __version__
 from adedge.bundle import Bundle, Manifest, Provenance, check_creatable, create
 from adedge.checkpoint import Checkpoint, LossRecord, Position
-from adedge.datasets import Dataset, Sample
+from adedge.datasets import Dataset, Sample, load_dataset
 from adedge.errors import DataError, UsageError
 from adedge.golden import choose_frames, golden_file, require_size
 from adedge.methods import Method, Plan, Stage, input_from_frames
@@ -110,13 +110,19 @@ def train(
 def _pictures(samples: Sequence[Sample], plan: Plan, seed: int) -> Mapping[str, Pictures]:
     """The pictures of each kind of stage, drawn apart by ``seed``. Raises `DataError` where there are too few."""
     if plan.validation == 0:
-        return {"training": Pictures(samples, plan.input)}
-    kept = max(1, round(plan.validation * len(samples)))
-    if kept >= len(samples):
-        raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
-    order = np.random.default_rng(seed).permutation(len(samples))
-    validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
-    return {"training": Pictures(training, plan.input), "validation": Pictures(validation, plan.input)}
+        sets = {"training": Pictures(samples, plan.input)}
+    else:
+        kept = max(1, round(plan.validation * len(samples)))
+        if kept >= len(samples):
+            raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
+        order = np.random.default_rng(seed).permutation(len(samples))
+        validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
+        samples = training
+        sets = {"validation": Pictures(validation, plan.input), "training": Pictures(training, plan.input)}
+    for name, other in plan.others.items():
+        found = samples if other.folder is None else load_dataset(str(other.folder), holdout=0).train
+        sets[name] = Pictures(found, other.input)
+    return sets
 
 
 def checkpoint_directory(output: Path) -> Path:
@@ -133,8 +139,8 @@ class Pictures:
     def __init__(self, samples: Sequence[Sample], spec: InputSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
         if not samples:
             raise DataError("there are no pictures to train on: put good pictures into the folder, or train/good of it")
+        self.spec = spec
         self._samples = samples
-        self._spec = spec
         self._cached: list[NDArray[np.uint8]] = []
         free = cache_bytes
         for sample in samples:
@@ -152,13 +158,13 @@ class Pictures:
 
         Without ``crop`` the side is the input's: whole pictures, or random tiles of pictures that are not resized.
         """
-        side = crop or self._spec.height
+        side = crop or self.spec.height
         chosen = rng.choice(len(self), size=size, replace=size > len(self))
         return np.stack([_crop(self._frame(int(index)), side, rng) for index in chosen])
 
     def each(self, rng: np.random.Generator, size: int, crop: int | None) -> Iterator[NDArray[np.uint8]]:
         """Every picture once, in order, in batches of at most ``size``; crops as `batch` takes them."""
-        side = crop or self._spec.height
+        side = crop or self.spec.height
         for start in range(0, len(self), size):
             indices = range(start, min(start + size, len(self)))
             yield np.stack([_crop(self._frame(index), side, rng) for index in indices])
@@ -167,8 +173,8 @@ class Pictures:
         return self._cached[index] if index < len(self._cached) else self._read(self._samples[index])
 
     def _read(self, sample: Sample) -> NDArray[np.uint8]:
-        frame = conform(sample.read(), self._spec)
-        require_size(frame, self._spec, sample)
+        frame = conform(sample.read(), self.spec)
+        require_size(frame, self.spec, sample)
         return frame
 
 
@@ -252,10 +258,11 @@ class _Run:
         frames = self.pictures[stage.pictures].each(rng, stage.batch, stage.crop)
         networks.eval()
         with torch.no_grad():
-            self.method.prepare(stage, networks, (self._input(batch) for batch in frames))
+            self.method.prepare(stage, networks, (self._input(batch, stage) for batch in frames))
 
-    def _input(self, frames: NDArray[np.uint8]) -> Tensor:
-        return input_from_frames(frames, self.plan.input).to(self.device, memory_format=torch.channels_last)
+    def _input(self, frames: NDArray[np.uint8], stage: Stage) -> Tensor:
+        spec = self.pictures[stage.pictures].spec
+        return input_from_frames(frames, spec).to(self.device, memory_format=torch.channels_last)
 
     def _step(
         self, stage: Stage, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer | None
@@ -269,7 +276,7 @@ class _Run:
 
         def step(number: int, iteration: int) -> float:
             rng = np.random.default_rng([self.seed, number, iteration])
-            x = self._input(pictures.batch(rng, stage.batch, stage.crop))
+            x = self._input(pictures.batch(rng, stage.batch, stage.crop), stage)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, iteration)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp and stage.autocast):

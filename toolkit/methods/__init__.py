@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -33,8 +33,8 @@ class Stage:
 
     ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. ``schedule`` "cosine" lets the
     learning rate fall to zero over the stage. ``autocast`` says whether a training with bfloat16 uses it here.
-    ``pictures`` "validation" are those that `Plan.validation` keeps from the other stages. A stage of no iterations is
-    only prepared (see `Method.prepare`).
+    ``pictures`` "validation" are those that `Plan.validation` keeps from the other stages; any other word is a key of
+    `Plan.others`. A stage of no iterations is only prepared (see `Method.prepare`).
     """
 
     name: str
@@ -47,14 +47,23 @@ class Stage:
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
-    pictures: Literal["training", "validation"] = "training"
+    pictures: str = "training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherPictures:
+    """Pictures beside the product's, or those in another form: ``folder`` None means the training pictures."""
+
+    folder: Path | None
+    input: InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a method with these options trains, and what the finished detector expects and gives.
 
-    ``validation`` is the share of the training pictures that only stages with ``pictures="validation"`` see.
+    ``validation`` is the share of the training pictures that only stages with ``pictures="validation"`` see. ``others``
+    are further sets of pictures, by the word that stages call them.
     """
 
     network: dict[str, str | int | float | bool]
@@ -62,6 +71,7 @@ class Plan:
     score: ScoreSpec
     stages: tuple[Stage, ...]
     validation: float = 0.0
+    others: Mapping[str, OtherPictures] = field(default_factory=dict)
 
 
 class Method(Protocol):
