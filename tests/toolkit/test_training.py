@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,8 @@ def test_learning_rate_schedules() -> None:
     assert 0 < learning_rate(stage, 99) < 1e-3
     constant = Stage(name="ae", iterations=100, batch=1, learning_rate=0.2)
     assert {learning_rate(constant, i) for i in range(100)} == {0.2}
+    warmed = replace(constant, warm_up=4)
+    assert [learning_rate(warmed, i) for i in (0, 1, 3, 4)] == pytest.approx([0.05, 0.1, 0.2, 0.2])
 
 
 def test_autocast_trains_and_is_recorded(tmp_path: Path) -> None:

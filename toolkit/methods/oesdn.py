@@ -92,8 +92,17 @@ class ConvolutionalAutoencoder(nn.Module):
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
             layers += [*_convolution(width, filters), *_convolution(filters, filters)]
             width = filters
-        layers.append(nn.Conv2d(width, channels, 1))
-        self.layers = nn.Sequential(*layers)
+        last = nn.Conv2d(width, channels, 1)
+        self.layers = nn.Sequential(*layers, last)
+        # PyTorch's default weights shrink the signal layer by layer: some seeds then never leave the mean of all
+        # pictures. The last layer keeps them, and its output begins at middle grey: else some seeds end at black.
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct x."""
@@ -178,7 +187,10 @@ class Detector(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Iterations, batch sizes, Adam's learning rates, and the side of the patches (None: whole inputs)."""
+    """Iterations, batch sizes, Adam's learning rates, and the side of the patches (None: whole inputs).
+
+    The AE's rate rises for ``warm_up`` iterations.
+    """
 
     ae_iterations: int
     sdn_iterations: int
@@ -187,6 +199,7 @@ class Budget:
     sdn_learning_rate: float
     crop: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
+    warm_up: int = 0
 
 
 BUDGETS: dict[tuple[str, Architecture], Budget] = {
@@ -214,6 +227,7 @@ BUDGETS: dict[tuple[str, Architecture], Budget] = {
         sdn_learning_rate=1e-3,
         crop=128,
         schedule="cosine",
+        warm_up=100,
     ),
 }
 
@@ -307,13 +321,15 @@ class OeSdn(Model):
         budget = BUDGETS[self.budget, self.architecture]
         crop = None if budget.crop is None else min(budget.crop, self.size)
         batch = self.batch or budget.batch
+        iterations = self.ae_iterations or budget.ae_iterations
         ae = Stage(
             name="ae",
-            iterations=self.ae_iterations or budget.ae_iterations,
+            iterations=iterations,
             batch=batch,
             learning_rate=budget.ae_learning_rate,
             crop=crop,
             schedule=budget.schedule,
+            warm_up=min(budget.warm_up, iterations // 10),
             # A small network gains nothing from bfloat16, and its rounded output would be the next stage's target.
             autocast=False,
         )
