@@ -363,10 +363,12 @@ def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer |
 
 
 def learning_rate(stage: Stage, iteration: int) -> float:
-    """The rate of an iteration counted from 0: constant, or half a cosine from the stage's rate towards 0."""
-    if stage.schedule == "constant":
-        return stage.learning_rate
-    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+    """The rate of an iteration counted from 0: constant, or half a cosine from the stage's rate towards 0.
+
+    In the stage's first ``warm_up`` iterations it rises in equal steps to that.
+    """
+    rate = stage.learning_rate * min(1.0, (iteration + 1) / stage.warm_up) if stage.warm_up else stage.learning_rate
+    return rate if stage.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
 
 
 def _device(name: str) -> torch.device:

@@ -31,8 +31,9 @@ Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
 class Stage:
     """One network trained by one optimiser: ``name`` is the network's key in `Method.networks`.
 
-    ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. ``schedule`` "cosine" lets the
-    learning rate fall to zero over the stage. ``autocast`` says whether a training with bfloat16 uses it here.
+    ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. The learning rate rises for
+    ``warm_up`` iterations; ``schedule`` "cosine" lets it fall to zero over the stage. ``autocast`` says whether a
+    training with bfloat16 uses it here.
     ``pictures`` "validation" are those that `Plan.validation` keeps from the other stages; any other word is a key of
     `Plan.others`. A stage of no iterations is only prepared (see `Method.prepare`).
     """
@@ -43,6 +44,7 @@ class Stage:
     learning_rate: float
     crop: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
+    warm_up: int = 0
     autocast: bool = True
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0
@@ -140,6 +142,7 @@ def method_named(name: str) -> type[Method]:
 
 
 register("oesdn", "adedge.methods.oesdn:OeSdn")
+register("students", "adedge.methods.students:UninformedStudents")
 
 
 def require_torch() -> None:
