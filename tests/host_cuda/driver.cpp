@@ -527,8 +527,12 @@ int cuDevicePrimaryCtxRelease_v2(int) {
   return SUCCESS;
 }
 
-// pycuda says farewell to a primary context with this one.
-int cuCtxDetach(void *) { return cuDevicePrimaryCtxRelease_v2(0); }
+// pycuda says farewell to a primary context with this one, after making it current.
+int cuCtxDetach(void *) {
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  if (!current.empty()) current.pop_back();
+  return cuDevicePrimaryCtxRelease_v2(0);
+}
 
 int cuCtxPushCurrent_v2(void *context) {
   std::lock_guard<std::recursive_mutex> guard(lock);
@@ -881,6 +885,12 @@ int cuFuncSetAttribute(void *handle, int attribute, int value) {
   return SUCCESS;
 }
 
+// pycuda sets it before every launch, and then launches with the block's shape all the same.
+int cuFuncSetBlockShape(void *handle, int, int, int) {
+  ENTER
+  return functions.count(static_cast<Function *>(handle)) ? SUCCESS : INVALID_HANDLE;
+}
+
 int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void *stream, void **params, void **extra) {
   ENTER
@@ -1009,8 +1019,7 @@ REFUSED(cuArray3DCreate_v2) REFUSED(cuArray3DGetDescriptor_v2) REFUSED(cuArrayCr
 REFUSED(cuArrayGetDescriptor_v2) REFUSED(cuCtxAttach) REFUSED(cuCtxCreate_v4)
 REFUSED(cuCtxDisablePeerAccess) REFUSED(cuCtxEnablePeerAccess) REFUSED(cuCtxGetCacheConfig) REFUSED(cuCtxGetLimit)
 REFUSED(cuCtxGetSharedMemConfig) REFUSED(cuCtxSetCacheConfig) REFUSED(cuCtxSetLimit) REFUSED(cuCtxSetSharedMemConfig)
-REFUSED(cuDeviceCanAccessPeer) REFUSED(cuDeviceGetByPCIBusId) REFUSED(cuFuncSetBlockShape)
-REFUSED(cuFuncSetCacheConfig) REFUSED(cuFuncSetSharedSize) REFUSED(cuIpcCloseMemHandle) REFUSED(cuIpcGetEventHandle)
+REFUSED(cuDeviceCanAccessPeer) REFUSED(cuDeviceGetByPCIBusId) REFUSED(cuFuncSetCacheConfig) REFUSED(cuFuncSetSharedSize) REFUSED(cuIpcCloseMemHandle) REFUSED(cuIpcGetEventHandle)
 REFUSED(cuIpcGetMemHandle) REFUSED(cuIpcOpenEventHandle) REFUSED(cuIpcOpenMemHandle_v2) REFUSED(cuLaunch)
 REFUSED(cuLaunchGrid) REFUSED(cuLaunchGridAsync) REFUSED(cuLinkAddData_v2) REFUSED(cuLinkAddFile_v2)
 REFUSED(cuLinkComplete) REFUSED(cuLinkCreate_v2) REFUSED(cuLinkDestroy) REFUSED(cuMemAllocPitch_v2)

@@ -1,0 +1,112 @@
+"""A GPU for tests: unmodified pycuda on the stand-in for libcuda in tests/host_cuda, which runs the kernels here."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOST_CUDA = Path(__file__).resolve().parents[1] / "host_cuda"
+
+OUT_OF_MEMORY, LAUNCH_FAILED, INVALID_VALUE = 2, 719, 1
+LIVE = ("allocations", "host_allocations", "streams", "events", "modules", "graphs", "executables")
+
+
+class HostDriver:
+    """The stand-in's own questions and settings: see driver.cpp."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.host_driver_count.restype = ctypes.c_long
+        library.host_driver_device.argtypes = (ctypes.c_size_t, *[ctypes.c_int] * 4)
+
+    def enable(self, on: bool) -> None:
+        self._library.host_driver_enable(int(on))
+
+    def reset(self) -> None:
+        """Nothing was counted, nothing is broken, and the device is an Orin with 1 GiB."""
+        self._library.host_driver_reset()
+        self.device()
+
+    def device(
+        self, *, size: int = 1 << 30, capability: tuple[int, int] = (8, 7), integrated: bool = False, cuda: int = 13000
+    ) -> None:
+        self._library.host_driver_device(size, *capability, int(integrated), cuda)
+
+    def count(self, what: str) -> int:
+        return int(self._library.host_driver_count(what.encode()))
+
+    def counts(self, *names: str) -> dict[str, int]:
+        return {name: self.count(name) for name in names}
+
+    def live(self) -> dict[str, int]:
+        """What was made and not given back; {} where there is nothing."""
+        return {name: number for name in LIVE if (number := self.count(f"live_{name}"))}
+
+    def fail(self, what: str, result: int, *, after: int = 0) -> None:
+        """Let a call fail once: "cuMemAlloc_v2", "launch NAME", "execute NAME"."""
+        self._library.host_driver_fail(what.encode(), after, result)
+
+
+def _missing(reason: str) -> None:
+    """Skip, or fail where continuous integration says that nothing may be missing."""
+    if os.environ.get("ADEDGE_REQUIRE_PYCUDA"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
+    """The stand-in, compiled, and loaded before pycuda, which then finds no other libcuda."""
+    if importlib.util.find_spec("pycuda") is None:
+        _missing("pycuda is not installed: pip install $(.ci/build-pycuda PYTHON)")
+    if shutil.which("g++") is None:
+        _missing("g++, which compiles the stand-in for libcuda, is not installed")
+    if "libcuda.so" in Path("/proc/self/maps").read_text():
+        pytest.skip("NVIDIA's driver is loaded in this process: benchmarks/gpu.py tests the kernels on the GPU")
+    library = _compiled("driver.cpp", tmp_path_factory.mktemp("driver") / "libcuda.so.1")
+    return HostDriver(ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL))
+
+
+def _compiled(source: str, library: Path) -> Path:
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-Wl,-soname,{library.name}",
+    ]
+    subprocess.run(["g++", *flags, "-o", str(library), str(HOST_CUDA / source), "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of the kernels in stand_in.cpp; its image for the driver is "host:" and this path."""
+    return _compiled("stand_in.cpp", tmp_path_factory.mktemp("kernels") / "stand_in.so")
+
+
+@pytest.fixture
+def driver(loaded_driver: HostDriver) -> Iterator[HostDriver]:
+    """A machine with a GPU, for one test; afterwards nothing may be left of what the test allocated."""
+    loaded_driver.reset()
+    loaded_driver.enable(True)
+    try:
+        yield loaded_driver
+        gc.collect()
+        assert loaded_driver.live() == {}
+        assert loaded_driver.count("overruns") == 0
+    finally:
+        loaded_driver.reset()
+        loaded_driver.enable(False)
