@@ -90,10 +90,13 @@ class Gpu:
     """CUDA's device 0, on which an engine and our kernels run.
 
     Calls that touch the device stand inside ``with gpu.current():``; any thread may do that. ``compiler`` is what
-    compiles the kernels when they are first needed: the machine's unless given, and ``cache`` where they are kept.
+    compiles the sources in ``kernels`` when they are first needed: the machine's unless given, and ``cache`` where what
+    it made is kept.
     """
 
-    def __init__(self, cuda: Any, *, compiler: Compiler | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, cuda: Any, *, compiler: Compiler | None = None, cache: Path | None = None, kernels: Path = KERNELS
+    ) -> None:
         """``cuda``: what `load_cuda` gave. Raises `EngineError` where the context cannot be opened."""
         self.cuda = cuda
         device = self._call("open the GPU", cuda.Device, 0)
@@ -103,6 +106,7 @@ class Gpu:
         self._context = self._call("open the GPU", device.retain_primary_context)
         self._compiler = compiler
         self._cache = cache
+        self._kernels = kernels
         self._modules: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
         self._launched: Launch | None = None
@@ -181,7 +185,7 @@ class Gpu:
                 f"the NVIDIA driver runs CUDA up to {driver // 1000}.{driver % 1000 // 10} and the kernels were "
                 f"compiled by {compiler.name}: update the driver, or install a CUDA {driver // 1000} toolkit"
             )
-        image = kernel_image(KERNELS / f"{family}.cu", self.architecture, compiler, self._cache)
+        image = kernel_image(self._kernels / f"{family}.cu", self.architecture, compiler, self._cache)
         self._modules[family] = self._call(
             f"load the kernels of {family}.cu, compiled by {compiler.name} for {self.architecture}",
             self.cuda.module_from_buffer,

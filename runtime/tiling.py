@@ -30,22 +30,30 @@ def tile_origins(length: int, tile: int, stride: int) -> tuple[int, ...]:
     return (*range(0, last, stride), last)
 
 
-def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np.uint8]], list[Origin]]:
-    """The tiles of a frame (H, W) or (H, W, C), row by row, as views, and the origin of each.
+def tile_grid(shape: tuple[int, int], tiling: Tiling) -> list[Origin]:
+    """The origins of the tiles of a frame of (height, width), row by row.
 
     Raises `DataError` where the frame is smaller than a tile.
     """
-    height, width = frame.shape[:2]
+    height, width = shape
     if min(height, width) < tiling.tile:
         raise DataError(
             f"a frame of {width} × {height} pixels is smaller than a tile of {tiling.tile} × {tiling.tile}: "
             "use a camera of higher resolution, or a detector trained with --fit resize"
         )
-    origins = [
+    return [
         (top, left)
         for top in tile_origins(height, tiling.tile, tiling.stride)
         for left in tile_origins(width, tiling.tile, tiling.stride)
     ]
+
+
+def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np.uint8]], list[Origin]]:
+    """The tiles of a frame (H, W) or (H, W, C), row by row, as views, and the origin of each.
+
+    Raises `DataError` where the frame is smaller than a tile.
+    """
+    origins = tile_grid(frame.shape[:2], tiling)
     return [frame[top : top + tiling.tile, left : left + tiling.tile] for top, left in origins], origins
 
 

@@ -117,14 +117,17 @@ std::set<Function *> functions;
 std::set<Graph *> graphs, executables;
 std::map<Address, Allocation> allocations;
 std::map<std::string, long> counts;
-std::map<std::string, std::pair<int, int>> injected;  // name -> (calls that still succeed, result)
+struct Failure {
+  int after, result, times;
+};
+std::map<std::string, Failure> injected;
 thread_local std::vector<Context *> current;
 
 int injected_failure(const std::string &name) {
   auto found = injected.find(name);
-  if (found == injected.end() || found->second.first-- > 0) return SUCCESS;
-  int result = found->second.second;
-  injected.erase(found);
+  if (found == injected.end() || found->second.after-- > 0) return SUCCESS;
+  int result = found->second.result;
+  if (--found->second.times == 0) injected.erase(found);
   return result;
 }
 
@@ -440,11 +443,11 @@ long host_driver_count(const char *name) {
   return found == counts.end() ? 0 : found->second;
 }
 
-// Let a call fail once with a result, after `after` calls that succeed. `what` is a driver function as it is exported
+// Let so many calls fail with a result, after `after` calls that succeed. `what` is a driver function as it is exported
 // ("cuMemAlloc_v2"), "launch NAME" (the launch is refused) or "execute NAME" (the kernel fails when it runs).
-void host_driver_fail(const char *what, int after, int result) {
+void host_driver_fail(const char *what, int after, int result, int times) {
   std::lock_guard<std::recursive_mutex> guard(lock);
-  injected[what] = {after, result};
+  injected[what] = {after, result, times};
 }
 
 // ---- the driver's interface -----------------------------------------------------------------------------------------

@@ -50,9 +50,9 @@ class HostDriver:
         """What was made and not given back; {} where there is nothing."""
         return {name: number for name in LIVE if (number := self.count(f"live_{name}"))}
 
-    def fail(self, what: str, result: int, *, after: int = 0) -> None:
-        """Let a call fail once: "cuMemAlloc_v2", "launch NAME", "execute NAME"."""
-        self._library.host_driver_fail(what.encode(), after, result)
+    def fail(self, what: str, result: int, *, after: int = 0, times: int = 1) -> None:
+        """Let calls fail: "cuMemAlloc_v2", "launch NAME", "execute NAME". pycuda asks twice for device memory."""
+        self._library.host_driver_fail(what.encode(), after, result, times)
 
 
 def _missing(reason: str) -> None:
