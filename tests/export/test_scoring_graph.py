@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import skimage.data
@@ -91,6 +92,42 @@ def test_a_map_without_channel_axis() -> None:
     frames = photographs()[0][:, :1]
     session = ort.InferenceSession(append_scoring(graph, score, SPEC), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(["map"], {"frame": frames})[0], score_maps(score, [frames]), atol=1e-5)
+
+
+def map_and_score(score_shape: list[object], opset: int) -> bytes:
+    """The input as a map, and twice its mean as the network's own score."""
+    nodes = [
+        helper.make_node("Identity", ["frame"], ["map"], name="same"),
+        helper.make_node("Add", ["frame", "frame"], ["double"], name="double"),
+        helper.make_node("GlobalAveragePool", ["double"], ["mean"], name="mean"),
+        helper.make_node("Reshape", ["mean", "shape"], ["score"], name="score"),
+    ]
+    graph = model(nodes, 1, {"map": ["n", 1, HEIGHT, WIDTH], "score": score_shape}, opset)
+    parsed = onnx.load_from_string(graph)
+    sizes = [-1, *[int(str(size)) for size in score_shape[1:]]]
+    parsed.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [len(sizes)], sizes))
+    return parsed.SerializeToString()
+
+
+@pytest.mark.parametrize("score_shape", [["n"], ["n", 1]], ids=["n", "n x 1"])
+@pytest.mark.parametrize("opset", [17, 19])
+def test_the_network_s_own_score_passes_through(score_shape: list[object], opset: int) -> None:
+    score = ScoreSpec(comparison=ReadyMap(), filters=(Gaussian(sigma=4), Opening(size=3)), reduce="output")
+    frames = photographs()[0][:, :1]
+    session = ort.InferenceSession(
+        append_scoring(map_and_score(score_shape, opset), score, SPEC), providers=["CPUExecutionProvider"]
+    )
+    assert [output.name for output in session.get_outputs()] == ["map", "score"]
+    for count in (1, 2):
+        maps, scores = session.run(None, {"frame": frames[:count]})
+        np.testing.assert_allclose(maps, score_maps(score, [frames[:count]]), atol=2e-5)
+        np.testing.assert_allclose(scores, 2 * frames[:count].mean((1, 2, 3), dtype=np.float64), atol=1e-5)
+
+
+def test_a_graph_without_the_score_that_the_spec_takes_is_refused() -> None:
+    score = ScoreSpec(comparison=ReadyMap(), reduce="output")
+    with pytest.raises(EngineError, match=r"compares 2 output.* the graph has 1"):
+        append_scoring(ready_map(["n", 1, HEIGHT, WIDTH], None, 17), score, SPEC)
 
 
 def test_equal_images_score_exactly_zero() -> None:

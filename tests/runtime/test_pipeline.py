@@ -28,7 +28,7 @@ def identity(x: np.ndarray) -> tuple[np.ndarray]:
 
 
 def inspector(
-    function: Callable[[np.ndarray], tuple[np.ndarray]] = identity,
+    function: Callable[[np.ndarray], tuple[np.ndarray, ...]] = identity,
     *,
     batch: int = 4,
     threshold: float = 0.5,
@@ -282,6 +282,50 @@ def test_tiles_of_a_large_picture_are_merged_by_maximum(reduce: str, batch: int)
         inner = merged[2:-2, 2:-2]
         assert verdict.score == pytest.approx(inner.max() if reduce == "max" else inner.mean(), abs=1e-5)
     assert max(backend.calls) <= batch
+
+
+def mean_of_the_input(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A map, and a score that no reduction of the map is."""
+    return x.copy(), x.mean(axis=(1, 2, 3))
+
+
+OUTPUT = ScoreSpec(comparison=ReadyMap(), reduce="output")
+
+
+def test_score_of_the_network_itself() -> None:
+    half = np.zeros((16, 16), np.uint8)
+    half[:8] = 255
+    sink = ListSink()
+    run(ArraySource([*pictures(51), half]), inspector(mean_of_the_input, score=OUTPUT)[0], [sink], policy="every")
+    np.testing.assert_allclose([verdict.score for verdict in sink.verdicts], [0.2, 0.5], atol=1e-6)
+    assert sink.verdicts[1].map is not None
+    assert sink.verdicts[1].map.max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_score_of_the_network_itself_is_that_of_the_worst_tile(batch: int) -> None:
+    spec = InputSpec(height=16, width=16, channels=1, color="gray", resize="tile", tiling=Tiling(tile=16, stride=6))
+    image = np.random.default_rng(2).integers(0, 100, (37, 50), np.uint8)
+    image[12:28, 6:22] = 200  # one tile exactly
+    sink = ListSink()
+    ready, _ = inspector(mean_of_the_input, spec=spec, score=OUTPUT, batch=batch)
+    run(ArraySource([image]), ready, [sink], policy="every")
+    assert sink.verdicts[0].score == pytest.approx(200 / 255, abs=1e-6)
+    assert sink.verdicts[0].map is not None
+    np.testing.assert_allclose(sink.verdicts[0].map, image / 255, atol=1e-6)
+
+
+def test_a_tile_whose_score_is_no_number_is_not_lost_among_the_others() -> None:
+    spec = InputSpec(height=16, width=16, channels=1, color="gray", resize="tile", tiling=Tiling(tile=16, stride=16))
+
+    def damaged(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        level = x.mean(axis=(1, 2, 3))
+        return x.copy(), np.where(level > 0.5, np.float32(math.nan), level)
+
+    image = np.zeros((16, 48), np.uint8)
+    image[:, 16:32] = 255
+    with pytest.raises(EngineError, match="has the score nan"):
+        run(ArraySource([image]), inspector(damaged, spec=spec, score=OUTPUT)[0], [ListSink()], policy="every")
 
 
 def test_picture_smaller_than_a_tile_is_named() -> None:

@@ -6,7 +6,7 @@ import skimage
 
 from adedge.errors import DataError
 from adedge.runtime.scoring import Scorer
-from adedge.scoring import image_scores, score_maps
+from adedge.scoring import image_scores, maps_and_scores, score_maps
 from adedge.specs import Dssim, Gaussian, Opening, ReadyMap, ScoreSpec, Uniform
 
 ATOL = 2e-5  # float32 throughout; what is promised is 1e-4
@@ -84,6 +84,25 @@ def test_a_smaller_batch_and_a_second_call_leave_nothing_behind():
     np.testing.assert_allclose(maps, score_maps(spec, few), atol=ATOL)
     np.testing.assert_array_equal(scorer(full)[1], first_scores)
     assert np.shares_memory(scorer(full)[0], maps), "maps are allocated once"
+
+
+OUTPUT = ScoreSpec(comparison=ReadyMap(), filters=FILTERS["mkd"], reduce="output")
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_the_network_s_own_score_goes_with_the_filtered_map(shape):
+    outputs = [noise(3, 1, 20, 30), np.array([0.25, -3.0, np.nan], np.float32).reshape(shape)]
+    maps, scores = Scorer(OUTPUT, (3, 20, 30), batch=4)(outputs)
+    expected = maps_and_scores(OUTPUT, outputs)
+    np.testing.assert_allclose(maps, expected[0], atol=ATOL)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, np.array([0.25, -3.0, np.nan], np.float32))
+
+
+@pytest.mark.parametrize("scores", [(), (noise(2),), (noise(3, 2),)], ids=["none", "too few", "two a picture"])
+def test_a_network_that_gives_no_score_of_its_own_is_refused(scores):
+    with pytest.raises(DataError, match="second output must be one score a picture"):
+        Scorer(OUTPUT, (3, 20, 30), batch=4)([noise(3, 1, 20, 30), *scores])
 
 
 def test_non_contiguous_outputs():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import skimage
+from pydantic import ValidationError
 
 from adedge.bundle import Normalisation
 from adedge.errors import DataError
@@ -13,8 +14,10 @@ from adedge.scoring import (
     ellipse,
     gaussian_filter,
     image_scores,
+    maps_and_scores,
     normalise,
     opening,
+    own_scores,
     score_maps,
     uniform_filter,
 )
@@ -165,6 +168,30 @@ def test_the_maximum_ignores_the_margin():
     assert image_scores(spec, maps).tolist() == [0, 7]
 
 
+OUTPUT = ScoreSpec(comparison=ReadyMap(), filters=(Uniform(size=3),), reduce="output")
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_the_network_s_own_score_goes_with_the_filtered_map(shape):
+    own = np.array([7.5, -1.0], np.float32).reshape(shape)
+    maps, scores = maps_and_scores(OUTPUT, [noise(2, 1, 9, 12), own])
+    np.testing.assert_allclose(maps, scipy.ndimage.uniform_filter(noise(2, 9, 12), (0, 3, 3)), atol=ATOL)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [7.5, -1.0]
+
+
+def test_the_network_s_own_score_may_be_nan():
+    assert np.isnan(maps_and_scores(OUTPUT, [noise(1, 9, 12), np.array([np.nan], np.float32)])[1]).all()
+
+
+@pytest.mark.parametrize(
+    "parts", [{"comparison": Dssim()}, {"comparison": ReadyMap(), "margin": 2}], ids=["two images", "margin"]
+)
+def test_a_score_of_the_network_s_own_goes_with_a_ready_map_alone(parts):
+    with pytest.raises(ValidationError, match="ready map and without a margin"):
+        ScoreSpec(reduce="output", **parts)
+
+
 def test_normalised_scores_have_the_given_mean_and_deviation():
     z = normalise(np.array([1.0, 3.0, 5.0], np.float32), Normalisation(mean=3, std=2, pictures=9))
     assert z.tolist() == [-1, 0, 1]
@@ -195,8 +222,14 @@ DSSIM = ScoreSpec(comparison=Dssim())
         (lambda: score_maps(ScoreSpec(comparison=ReadyMap()), [noise(1, 3, 8, 8)]), r"not \(1, 3, 8, 8\)"),
         (lambda: score_maps(ScoreSpec(comparison=ReadyMap()), []), "no output"),
         (lambda: image_scores(ScoreSpec(comparison=ReadyMap(), margin=4), noise(1, 8, 20)), "leaves nothing .* 8 x 20"),
+        (lambda: image_scores(OUTPUT, noise(1, 8, 20)), "cannot be taken from a map"),
+        (lambda: own_scores([noise(2, 8, 20)]), r"second output .* outputs are \(2, 8, 20\)"),
+        (lambda: own_scores([noise(2, 8, 20), noise(2, 3)]), r"outputs are \(2, 8, 20\), \(2, 3\)"),
     ],
-    ids=["sizes", "no batch", "even window", "no batch of maps", "one image", "three maps", "no map", "margin"],
+    ids=[
+        "sizes", "no batch", "even window", "no batch of maps", "one image", "three maps", "no map", "margin",
+        "score of a map", "no score", "three scores",
+    ],
 )  # fmt: skip
 def test_wrong_shapes_are_named(call, sentence):
     with pytest.raises(DataError, match=sentence):
