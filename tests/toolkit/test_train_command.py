@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle
-from adedge.cli import train as train_command
+from adedge.cli.train import oesdn as train_command
 from adedge.methods.oesdn import BUDGETS, OeSdn
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -10,10 +10,11 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from adedge.bundle import Bundle, Manifest
 from adedge.errors import BundleError, MissingDependency, UsageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Chosen = TypeVar("Chosen", bound=BaseModel)
 NetworkArguments = Mapping[str, str | int | float | bool]
 Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
 
@@ -142,7 +144,22 @@ def method_named(name: str) -> type[Method]:
 
 
 register("oesdn", "adedge.methods.oesdn:OeSdn")
+register("hfr", "adedge.methods.hfr:Hfr")
 register("students", "adedge.methods.students:UninformedStudents")
+
+
+def configured(kind: type[Chosen], options: Mapping[str, Any]) -> Chosen:
+    """A method with ``options``; those that are None take their defaults.
+
+    Raises `UsageError` naming the first option that cannot be.
+    """
+    try:
+        return kind(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}: {message}" if where else message) from error
 
 
 def require_torch() -> None:

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adedge.auxiliary import TRANSFORMS
 from adedge.datasets import Dataset
-from adedge.errors import DataError, UsageError
-from adedge.methods import NetworkArguments, Objective, Plan, Stage
+from adedge.errors import DataError
+from adedge.methods import NetworkArguments, Objective, Plan, Stage, configured
 from adedge.specs import Dssim, InputSpec, Model, ScoreSpec, Tiling, Uniform
 from adedge.torch_scoring import dssim_loss, msd_loss
 
@@ -283,13 +283,7 @@ class OeSdn(Model):
         fitting: dict[str, Any] = {"channels": channels}
         if first.path is None:
             fitting.update(architecture="dense", one_class=True, size=height)
-        try:
-            return cls(**{**fitting, **{name: value for name, value in options.items() if value is not None}})
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            message = problem["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{where}: {message}" if where else message) from error
+        return configured(cls, {**fitting, **{name: value for name, value in options.items() if value is not None}})
 
     def plan(self) -> Plan:
         """Networks, specs and stages; see `Method.plan`."""

@@ -23,6 +23,13 @@ Data = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The bundle (a directory) to write.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Weights of the network trained on ImageNet: torchvision (downloaded once), a FILE with torchvision's "
+        "state dict (.pth or .safetensors), or none for random features."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CPU, with as many threads).")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
 Amp = Annotated[
@@ -67,6 +74,14 @@ def load_pictures(data: str, *, strict: bool, holdout: float, root: Path | None,
         f"{len(dataset.test)} to test"
     )
     return dataset
+
+
+def note_backbone(dataset: Dataset, weights: str) -> None:
+    """Say what a network for colour pictures makes of grey ones, and that random features are no good features."""
+    if dataset.train and dataset.train[0].read().shape[2] == 1:
+        note("grey pictures: their one channel is repeated for the network, which expects three")
+    if weights == "none":
+        warn("--weights none: the features are random; expect a far worse detector than with ImageNet weights")
 
 
 def train_method(

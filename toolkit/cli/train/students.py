@@ -1,0 +1,196 @@
+"""`adedge train students`: Uninformed Students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from adedge.bundle import check_creatable
+from adedge.cli.train.options import (
+    Amp,
+    Data,
+    Device,
+    Download,
+    Holdout,
+    Output,
+    Overwrite,
+    Restart,
+    Root,
+    Seed,
+    Strict,
+    Threads,
+    load_pictures,
+    train_method,
+)
+from adedge.console import note
+from adedge.errors import UsageError
+
+# The command line's own copies of adedge.methods.students' choices: --help must not wait for torch.
+Budget = Literal["quick", "paper"]
+Fit = Literal["resize", "crop"]
+
+
+def students(
+    data: Data,
+    output: Output,
+    patch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Side in pixels of the patches that are described: 17, 33, 65, or several (--patch 17,33,65, or the "
+            "option repeated), whose maps are averaged. About the size of the defects; larger ones see more "
+            "context.  [default: 33]",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        Budget,
+        typer.Option(
+            help="quick: for p = 33, tens of minutes on two cores, a few with --amp on a recent Xeon. paper: the "
+            "published iterations, on every pixel; for GPUs, and you are told how long before it starts."
+        ),
+    ] = "quick",
+    members: Annotated[
+        int | None,
+        typer.Option("--students", min=1, help="Students of each scale.  [default: 3; one-class sets: 5]"),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the teachers from this bundle of an earlier training (or its weights.safetensors) instead of "
+            "training them: a teacher knows nothing of the product, so one that learnt long serves all of them."
+        ),
+    ] = None,
+    teacher_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of pictures that the teacher learns from: natural photographs, the more kinds the better.  "
+            "[default: the training pictures, for want of better ones]",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The pretrained ResNet-18 that the teacher learns from: a file (.pth or .safetensors with "
+            "torchvision's names), or none for random weights.  [default: torchvision's, downloaded once]",
+            show_default=False,
+        ),
+    ] = None,
+    lambda_k: Annotated[
+        float,
+        typer.Option(
+            "--lambda-k",
+            min=0,
+            help="Weight of knowledge distillation in the teacher's loss. 0 needs no pretrained network, but "
+            "--lambda-m 1.",
+        ),
+    ] = 1.0,
+    lambda_m: Annotated[
+        float, typer.Option("--lambda-m", min=0, help="Weight of metric learning from triplets of patches.")
+    ] = 0.0,
+    lambda_c: Annotated[
+        float, typer.Option("--lambda-c", min=0, help="Weight of compactness: descriptors that do not repeat.")
+    ] = 1.0,
+    output_stride: Annotated[
+        int | None,
+        typer.Option(
+            help="1: a score for every pixel. 2, 4, 8: for every second, fourth, eighth one of a row and column, "
+            "interpolated between; for p = 33 six times less arithmetic at 4, and defects of a few pixels blur.  "
+            "[default: 4 for quick, 1 for paper]",
+            show_default=False,
+        ),
+    ] = None,
+    fit: Annotated[
+        Fit,
+        typer.Option(
+            help="resize: stretch the whole picture to the input (parts that fill the frame). crop: keep the "
+            "resolution, learn random crops and inspect overlapping tiles (textures, large pictures)."
+        ),
+    ] = "resize",
+    size: Annotated[
+        int | None,
+        typer.Option(min=16, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
+    ] = None,
+    teacher_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Iterations of each teacher, instead of the budget's.")
+    ] = None,
+    student_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Iterations of the students of each scale, instead of the budget's.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures an iteration of the students, instead of the budget's.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    amp: Amp = False,
+    threads: Threads = None,
+    holdout: Holdout = 0.2,
+    root: Root = None,
+    download: Download = False,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    restart: Restart = False,
+) -> None:
+    """Uninformed Students (2020): anomalies show where students cannot repeat what a teacher says of each patch.
+
+    The teacher learns to describe patches of natural pictures, once and for all products; students learn its
+    descriptors on good parts only. A tenth of the good pictures is kept to normalise the scores with.
+
+    Examples: `adedge train students photos/good -o bottle.adedge --teacher-data natural --weights resnet18.pth`, and
+    for the next product `adedge train students caps/good -o cap.adedge --teacher bottle.adedge`
+    """
+    check_creatable(output, overwrite=overwrite)
+    patches = parse_patches(patch)
+    dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
+    from adedge.methods.students import UninformedStudents
+
+    method = UninformedStudents.for_dataset(
+        dataset,
+        budget=budget,
+        patches=patches,
+        members=members,
+        size=size,
+        fit=fit,
+        output_stride=output_stride,
+        teacher=None if teacher is None else str(teacher),
+        teacher_data=None if teacher_data is None else str(teacher_data),
+        weights=weights,
+        lambda_k=lambda_k,
+        lambda_m=lambda_m,
+        lambda_c=lambda_c,
+        teacher_iterations=teacher_iterations,
+        student_iterations=student_iterations,
+        batch=batch,
+    )
+    if teacher is None and teacher_data is None:
+        note(
+            "the teacher learns from the training pictures alone: it describes more when it has seen a thousand "
+            "natural photographs (--teacher-data), or when an earlier one is reused (--teacher)"
+        )
+    train_method(
+        method,
+        dataset,
+        output,
+        seed=seed,
+        device=device,
+        amp=amp,
+        threads=threads,
+        overwrite=overwrite,
+        restart=restart,
+    )
+
+
+def parse_patches(texts: list[str] | None) -> tuple[int, ...] | None:
+    """["17", "33,65"] -> (17, 33, 65), in ascending order; None where nothing was given.
+
+    Raises `UsageError` for what is no number.
+    """
+    if not texts:
+        return None
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal():
+            raise UsageError(f"--patch '{part}': give 17, 33, 65, or several of them as 17,33,65")
+    return tuple(sorted(int(part) for part in parts))
