@@ -1,0 +1,149 @@
+"""Several cameras on one engine: frames that come at about the same time go through it as one batch.
+
+A batch costs an engine little more than a frame, so cameras that share one gain throughput, and each frame may lose the
+time for which it waits for the others. That time is bounded: whatever waits when the oldest frame's time is up is
+inspected.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from adedge.errors import UsageError
+from adedge.runtime.pipeline import Inspects, Statistics
+from adedge.runtime.sinks import Sink
+from adedge.runtime.sources import Frame, FrameSource
+
+
+@dataclass
+class Camera:
+    """An opened source with its own sinks; ``statistics`` are counted up while `run_cameras` goes on.
+
+    A live source keeps only its newest frame waiting; one that can wait (a file) does.
+    """
+
+    source: FrameSource
+    sinks: Sequence[Sink]
+    statistics: Statistics = field(default_factory=Statistics)
+
+
+class _Gathering:
+    """One waiting frame for each camera, captured by a thread for each."""
+
+    def __init__(self, cameras: Sequence[Camera]) -> None:
+        self._cameras = cameras
+        self._waiting: list[Frame | None] = [None] * len(cameras)
+        self._ended = [False] * len(cameras)
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._iterate, args=(index,), name=f"camera {index}", daemon=True)
+            for index in range(len(cameras))
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, most: int, wait_s: float, stop: threading.Event) -> list[tuple[int, Frame]]:
+        """Up to ``most`` cameras' frames with the cameras' numbers, oldest first; none at the end.
+
+        Waits for the first frame, then until every camera that still gives frames has one, until ``most`` wait, or
+        until the oldest has waited ``wait_s``. Raises what a source raised, once the frames before it were taken.
+        """
+        with self._changed:
+            while not self._enough(most, wait_s) and not stop.is_set():
+                oldest = self._oldest_ns()
+                # Also awake now and then to see `stop`, which a signal handler sets: a handler must take no lock.
+                left = 0.1 if oldest is None else min(0.1, wait_s - (time.monotonic_ns() - oldest) / 1e9)
+                self._changed.wait(timeout=max(left, 0.0))
+            present = [(index, frame) for index, frame in enumerate(self._waiting) if frame is not None]
+            taken = sorted(present, key=lambda entry: entry[1].captured_at_ns)[:most]
+            for index, _ in taken:
+                self._waiting[index] = None
+            self._changed.notify_all()
+        if not taken and self._error is not None:
+            raise self._error
+        return taken
+
+    def close(self) -> None:
+        """End every capture and release the sources."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for camera in self._cameras:
+            camera.source.close()
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def _enough(self, most: int, wait_s: float) -> bool:
+        present = [frame is not None for frame in self._waiting]
+        oldest = self._oldest_ns()
+        if oldest is None:
+            return all(self._ended) or self._error is not None
+        everybody = all(here or ended for here, ended in zip(present, self._ended, strict=True))
+        return everybody or sum(present) >= most or time.monotonic_ns() - oldest >= wait_s * 1e9
+
+    def _oldest_ns(self) -> int | None:
+        return min((frame.captured_at_ns for frame in self._waiting if frame is not None), default=None)
+
+    def _iterate(self, index: int) -> None:
+        camera = self._cameras[index]
+        try:
+            for frame in camera.source:
+                if not self._offer(index, camera, frame):
+                    break
+        except BaseException as error:  # handed to the thread that takes the frames
+            self._error = self._error or error
+        finally:
+            with self._changed:
+                self._ended[index] = True
+                self._changed.notify_all()
+
+    def _offer(self, index: int, camera: Camera, frame: Frame) -> bool:
+        """Let a frame wait; False when nobody wants more."""
+        with self._changed:
+            if camera.source.live and self._waiting[index] is not None:
+                camera.statistics.dropped += 1
+                self._waiting[index] = None
+            while self._waiting[index] is not None and not self._stopping:
+                self._changed.wait()
+            if self._stopping:
+                return False
+            self._waiting[index] = frame
+            self._changed.notify_all()
+            return True
+
+
+def run_cameras(
+    cameras: Sequence[Camera], inspector: Inspects, *, wait_ms: float = 5.0, stop: threading.Event | None = None
+) -> None:
+    """Inspect several opened sources until all have ended or ``stop`` is set; each verdict goes to its camera's sinks.
+
+    ``wait_ms`` is the longest that a frame waits, from its capture, for frames of other cameras. An error of one source
+    ends the run, after the frames before it were judged: nobody shall believe that all cameras are watched. Sources
+    and sinks are closed in any case. Raises `UsageError` where there is no camera, and what sources, engine and sinks
+    raise.
+    """
+    if not cameras:
+        raise UsageError("no camera was given")
+    stop = stop or threading.Event()
+    gathering = _Gathering(cameras)
+    try:
+        gathering.start()
+        while taken := gathering.take(inspector.batch, wait_ms / 1e3, stop):
+            inspector.submit([frame for _, frame in taken])
+            for (index, frame), verdict in zip(taken, inspector.collect(), strict=True):
+                cameras[index].statistics.add(verdict)
+                for sink in cameras[index].sinks:
+                    sink.take(verdict, frame)
+    finally:
+        gathering.close()
+        for camera in cameras:
+            camera.statistics.skipped = camera.source.skipped
+            for sink in camera.sinks:
+                sink.close()
