@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from adedge.benchmarks.latency import Contender
 from adedge.datasets import Sample
-from adedge.metrics import auroc, best_f1, bootstrap_interval, pixel_auroc, pro_curve, roc_curve
+from adedge.intervals import auroc_interval, pixel_intervals
+from adedge.metrics import auroc, best_f1, pixel_auroc, pro_curve, roc_curve
 from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
 from adedge.specs import InputSpec, Model, ScoreSpec
@@ -22,7 +23,8 @@ CURVE_POINTS = 200
 class Accuracy(Model):
     """Metrics of one contender on raw scores and maps.
 
-    ``auroc_low`` and ``auroc_high`` bound the AUROC with 95% confidence (stratified bootstrap over pictures).
+    ``auroc_low`` and ``auroc_high`` bound the AUROC with 95% confidence (stratified bootstrap over pictures), as the
+    intervals (low, high) of ``pixel_auroc`` and ``aupro`` do.
     ``false_alarms`` and ``misses`` are rates at the contender's own threshold, ``flips`` the pictures whose verdict
     differs from PyTorch's; None where a threshold, a mask or PyTorch is missing. ``roc`` and ``pro`` are points (x, y).
     """
@@ -32,7 +34,9 @@ class Accuracy(Model):
     auroc_low: float
     auroc_high: float
     pixel_auroc: float | None = None
+    pixel_auroc_interval: tuple[float, float] | None = None
     aupro: float | None = None
+    aupro_interval: tuple[float, float] | None = None
     best_f1: float
     false_alarms: float | None = None
     misses: float | None = None
@@ -74,14 +78,21 @@ def accuracy(
     scored: Scored, labels: NDArray[np.int64], masks: NDArray[np.bool_] | None, reference: Scored | None
 ) -> Accuracy:
     """Metrics of a contender against ``labels`` (N,), ``masks`` (N, H, W) at map size, and PyTorch's verdicts."""
-    interval = bootstrap_interval(auroc, labels, scored.scores, stratify=labels)
+    interval = auroc_interval(labels, scored.scores)
     fpr, tpr, _ = roc_curve(labels, scored.scores)
     pixels: dict[str, object] = {}
     if masks is not None:
         maps = np.stack(scored.maps)
         rates, overlaps = pro_curve(masks, maps)
         area = float(np.sum(np.diff(rates) * (overlaps[1:] + overlaps[:-1]) / 2) / rates[-1])
-        pixels = {"pixel_auroc": pixel_auroc(masks, maps), "aupro": area, "pro": _points(rates, overlaps)}
+        sure = pixel_intervals(masks, maps)
+        pixels = {
+            "pixel_auroc": pixel_auroc(masks, maps),
+            "pixel_auroc_interval": (sure.auroc.low, sure.auroc.high),
+            "aupro": area,
+            "aupro_interval": (sure.aupro.low, sure.aupro.high),
+            "pro": _points(rates, overlaps),
+        }
     verdicts = scored.verdicts
     if verdicts is not None:
         pixels["false_alarms"] = float(verdicts[labels == 0].mean())

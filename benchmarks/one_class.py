@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Bundle
 from adedge.console import note, output, progress
-from adedge.metrics import auroc, bootstrap_interval
+from adedge.intervals import auroc_interval
+from adedge.metrics import auroc
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,7 +123,7 @@ def _row(bundle: Bundle, variant: str, module: nn.Module, dataset: Dataset, *, t
         frames = np.stack([conform(sample.read(), manifest.input) for sample in dataset.test[start : start + 500]])
         scores.append(predict(module, manifest, frames, batch_size=100)[1])
     measured = np.concatenate(scores)
-    interval = bootstrap_interval(auroc, labels, measured, stratify=labels)
+    interval = auroc_interval(labels, measured)
     source = manifest.provenance
     return Row(
         data=dataset.name,

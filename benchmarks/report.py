@@ -77,7 +77,8 @@ def rows(report: Report) -> list[list[str]]:
             row += ["–"] * 8
         else:
             row += [f"{found.auroc:.4f}", f"{found.auroc_low:.3f} to {found.auroc_high:.3f}"]
-            row += [_number(found.pixel_auroc), _number(found.aupro), f"{found.best_f1:.3f}"]
+            row += [_interval(found.pixel_auroc, found.pixel_auroc_interval)]
+            row += [_interval(found.aupro, found.aupro_interval), f"{found.best_f1:.3f}"]
             row += [_percent(found.false_alarms), _percent(found.misses)]
             row += ["–" if found.flips is None else f"{found.flips} of {found.pictures}"]
         table.append(row)
@@ -228,8 +229,10 @@ def _text(text: str) -> str:
     return html.escape(text)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _interval(value: float | None, bounds: tuple[float, float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if bounds is None else f"{value:.4f} ({bounds[0]:.3f} to {bounds[1]:.3f})"
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How well scores and maps separate good from anomalous: AUROC, PRO, F1, and how certain these figures are.
+"""How well scores and maps separate good from anomalous: AUROC, PRO, F1 (how certain: see `adedge.intervals`).
 
 Everything here takes raw scores and maps. Curves are exact: every distinct value is a threshold. A picture or pixel is
 called anomalous when its value is at or above the threshold.
@@ -6,7 +6,6 @@ called anomalous when its value is at or above the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,32 +28,24 @@ class BestF1:
     recall: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A confidence interval."""
-
-    low: float
-    high: float
-
-
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve: the chance that an anomalous picture scores above a good one, ties counted half.
 
     ``labels`` (N,) are 0 or 1, ``scores`` (N,) raw. Raises `DataError` for one class only, or a score that is NaN.
     """
-    positive, values = _checked(labels, scores)
+    positive, values = checked(labels, scores)
     return _auroc(positive, values)
 
 
 def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float:
     """AUROC over all pixels of all maps; ``masks`` and ``maps`` (N, H, W)."""
-    positive, values = _checked_maps(masks, maps)
+    positive, values = checked_maps(masks, maps)
     return _auroc(positive.ravel(), values.ravel())
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """(False-positive rates, true-positive rates, thresholds) by falling threshold, from (0, 0) to (1, 1)."""
-    positive, values = _checked(labels, scores)
+    positive, values = checked(labels, scores)
     thresholds, true, false = _counts(positive, values)
     return (
         np.concatenate([[0.0], false / false[-1]]),
@@ -65,7 +56,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Flo
 
 def best_f1(labels: ArrayLike, scores: ArrayLike) -> BestF1:
     """The threshold with the largest F1 = 2 TP / (2 TP + FP + FN)."""
-    positive, values = _checked(labels, scores)
+    positive, values = checked(labels, scores)
     thresholds, true, false = _counts(positive, values)
     f1 = 2 * true / (true + false + true[-1])
     best = int(np.argmax(f1))
@@ -85,67 +76,51 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> tuple[
     ``max_fpr``, where the last point is interpolated. Raises `DataError` where no mask holds a defect, or no pixel is
     good.
 
-    One sort replaces a loop over thresholds: lowering the threshold past a pixel adds 1 / (its region's size * number
-    of regions) to the mean overlap where the pixel is in a region, and one false positive where it is not.
+    Sorting replaces a loop over thresholds. Only at a value that a region holds does the overlap grow, by 1 / (the
+    region's size * number of regions) for each such pixel; between two of them good pixels pass and it stays. So the
+    curve's corners lie just above and at the regions' values, and good pixels are only counted.
     """
     if not 0 < max_fpr <= 1:
         raise DataError(f"max_fpr must be in (0, 1], not {max_fpr}")
-    defects, values = _checked_maps(masks, maps)
-    gain = np.zeros(values.shape)
-    regions = 0
-    for mask, weight in zip(defects, gain, strict=True):
-        if not mask.any():
-            continue
-        count, labelled = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        sizes = np.bincount(labelled.ravel(), minlength=count).astype(np.float64)
-        sizes[0] = np.inf  # the background gains nothing
-        weight += (1 / sizes)[labelled]
-        regions += count - 1
-    good = int(defects.size - defects.sum())
-    order = np.argsort(values, axis=None)[::-1]
-    ranked = values.ravel()[order]
-    overlap = np.cumsum(gain.ravel()[order]) / regions
-    rate = np.cumsum(~defects.ravel()[order]) / good
+    defects, values = checked_maps(masks, maps)
+    good = np.sort(values[~defects])
+    found = values[defects]
+    order = np.argsort(found)[::-1]
+    ranked = found[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal values pass the threshold together
-    rates, overlaps = np.append(0.0, rate[last]), np.append(0.0, overlap[last])
+    overlap = np.cumsum(region_weights(defects)[order])[last]
+    above, at = (1 - np.searchsorted(good, ranked[last], side=side) / len(good) for side in ("right", "left"))
+    before = np.append(0.0, overlap[:-1])
+    rates = np.concatenate([[0.0], np.column_stack([above, at]).ravel(), [1.0]])
+    overlaps = np.concatenate([[0.0], np.column_stack([before, overlap]).ravel(), [1.0]])
     inside = int(np.searchsorted(rates, max_fpr, side="right"))
-    end = np.interp(max_fpr, rates, overlaps) if inside < len(rates) else overlaps[-1]
+    end = overlaps[inside - 1]
+    if inside < len(rates):
+        share = (max_fpr - rates[inside - 1]) / (rates[inside] - rates[inside - 1])
+        end += share * (overlaps[inside] - end)
     return np.append(rates[:inside], max_fpr), np.append(overlaps[:inside], end)
+
+
+def region_weights(defects: NDArray[np.bool_]) -> Floats:
+    """What each defective pixel of masks (N, H, W) adds to the mean overlap: (pixels,), in the masks' order, sum 1.
+
+    1 / (the pixels of its region * number of regions), a region being a connected component, diagonals included.
+    """
+    parts, regions = [], 0
+    for mask in defects:
+        if mask.any():
+            count, labelled = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+            numbers = labelled[mask]
+            parts.append(1 / np.bincount(numbers, minlength=count)[numbers])
+            regions += count - 1
+    weights: Floats = np.concatenate(parts) / regions
+    return weights
 
 
 def aupro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
     """Area under `pro_curve` up to ``max_fpr``, divided by ``max_fpr``: 1 is perfect."""
     rates, overlaps = pro_curve(masks, maps, max_fpr)
     return float(np.sum(np.diff(rates) * (overlaps[1:] + overlaps[:-1]) / 2) / max_fpr)
-
-
-def bootstrap_interval(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    stratify: ArrayLike | None = None,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of ``statistic(*arrays)``, whose arrays are resampled together along axis 0.
-
-    With ``stratify`` (N,), usually the labels, each stratum keeps its size: no resample lacks a class. Raises
-    `DataError` for arrays of different lengths.
-    """
-    columns = [np.asarray(array) for array in arrays]
-    count = len(columns[0])
-    strata = np.zeros(count, int) if stratify is None else np.asarray(stratify)
-    if any(len(column) != count for column in (*columns, strata)):
-        raise DataError(f"arrays to resample differ in length: {[len(column) for column in (*columns, strata)]}")
-    groups = [np.flatnonzero(strata == value) for value in np.unique(strata)]
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for index in range(resamples):
-        chosen = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
-        drawn[index] = statistic(*(column[chosen] for column in columns))
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return Interval(low=float(low), high=float(high))
 
 
 def _auroc(positive: NDArray[np.bool_], values: NDArray[Any]) -> float:
@@ -166,14 +141,16 @@ def _counts(positive: NDArray[np.bool_], values: NDArray[Any]) -> tuple[Floats, 
     return ranked[last].astype(np.float64), true, last + 1 - true
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Labels (N,) as bool, and scores (N,). Raises `DataError` as `auroc` does."""
     truth, values = np.asarray(labels), np.asarray(scores)
     if truth.shape != values.shape or truth.ndim != 1:
         raise DataError(f"labels {truth.shape} and scores {values.shape} must be two lists of one length")
     return _two_classes(truth, values, "pictures")
 
 
-def _checked_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+def checked_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Masks as bool, and maps, both (N, H, W). Raises `DataError` as `pixel_auroc` does."""
     truth, values = np.asarray(masks), np.asarray(maps)
     if truth.shape != values.shape or truth.ndim != 3:
         raise DataError(f"masks {truth.shape} and maps {values.shape} must both be (N, H, W), of one size")

@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn import metrics as reference
 
 from adedge.errors import DataError
-from adedge.metrics import aupro, auroc, best_f1, bootstrap_interval, pixel_auroc, pro_curve, roc_curve
+from adedge.metrics import aupro, auroc, best_f1, pixel_auroc, pro_curve, roc_curve
 
 Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -133,26 +133,6 @@ def test_pixel_auroc_equals_scikit_learn() -> None:
     assert pixel_auroc(masks, maps) == pytest.approx(reference.roc_auc_score(masks.ravel(), maps.ravel()))
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.integers(0, 1000))
-def test_bootstrap_interval_covers_the_statistic_and_repeats(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = np.repeat([0, 1], 40)
-    scores = rng.normal(labels, 1.0)
-    first = bootstrap_interval(auroc, labels, scores, stratify=labels, resamples=200, seed=1)
-    again = bootstrap_interval(auroc, labels, scores, stratify=labels, resamples=200, seed=1)
-    assert first == again
-    assert first.low <= auroc(labels, scores) <= first.high
-
-
-def test_bootstrap_interval_of_a_mean_has_the_width_of_theory() -> None:
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    interval = bootstrap_interval(lambda x: float(np.mean(x)), values, resamples=2000)
-    error = values.std() / np.sqrt(len(values))
-    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
-    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -163,9 +143,8 @@ def test_bootstrap_interval_of_a_mean_has_the_width_of_theory() -> None:
         (lambda: aupro(np.zeros((1, 4, 4)), np.zeros((1, 4, 4))), "no anomalous"),
         (lambda: aupro(np.ones((1, 4, 4)), np.zeros((1, 4, 5))), r"\(N, H, W\)"),
         (lambda: aupro(np.eye(4)[None], np.zeros((1, 4, 4)), 0), "max_fpr"),
-        (lambda: bootstrap_interval(auroc, [0, 1], [1.0]), "differ in length"),
     ],
-    ids=["one class", "other class", "nan", "lengths", "no defect", "shapes", "limit", "bootstrap"],
+    ids=["one class", "other class", "nan", "lengths", "no defect", "shapes", "limit"],
 )
 def test_what_cannot_be_measured_is_one_sentence(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match=message):
