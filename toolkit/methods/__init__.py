@@ -146,6 +146,7 @@ def method_named(name: str) -> type[Method]:
 register("oesdn", "adedge.methods.oesdn:OeSdn")
 register("hfr", "adedge.methods.hfr:Hfr")
 register("students", "adedge.methods.students:UninformedStudents")
+register("mkd", "adedge.methods.mkd:Mkd")
 
 
 def configured(kind: type[Chosen], options: Mapping[str, Any]) -> Chosen:
