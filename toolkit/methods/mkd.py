@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from adedge.backbones import MEAN, STD, digest, fill, untrained
+from adedge import backbones
 from adedge.datasets import Dataset
-from adedge.errors import DataError, UsageError
-from adedge.methods import NetworkArguments, Objective, Plan, Stage
+from adedge.errors import DataError
+from adedge.methods import NetworkArguments, Objective, Plan, Stage, configured
 from adedge.specs import Gaussian, InputSpec, Model, Opening, ReadyMap, ScoreSpec, Tiling
 
 Features = Sequence[Tensor]
@@ -127,8 +127,8 @@ class Discrepancy(nn.Module):
         values, directions = [], []
         for unit, s, c in zip(self.units, source, cloner, strict=True):
             difference, turn, _ = _compare(s / unit, c / unit)
-            values.append(unit.square() * _mean(difference.square()).flatten())
-            directions.append(0.5 * _mean(turn.square()).flatten())
+            values.append(unit * unit * _mean(difference * difference).flatten())
+            directions.append(0.5 * _mean(turn * turn).flatten())
         return torch.stack(values).sum(0), torch.stack(directions).sum(0)
 
     def gradients(self, source: Features, cloner: Features) -> tuple[Tensor, ...]:
@@ -141,7 +141,7 @@ class Discrepancy(nn.Module):
         for density, unit, s, c in zip(PIXELS_PER_VALUE, self.units, source, cloner, strict=True):
             difference, turn, size = _compare(s / unit, c / unit)
             # cos = 1 - L_dir, and its derivative by c is (s / |s| - cos c / |c|) / |c|.
-            sideways = turn - 0.5 * _mean(turn.square()) * (c / unit / size)
+            sideways = turn - 0.5 * _mean(turn * turn) * (c / unit / size)
             found.append(density * (2 * unit * difference + self.balance / (unit * size) * sideways))
         return tuple(found)
 
@@ -152,13 +152,13 @@ def _compare(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The size is the root mean square. Half the mean square of the second is 1 - cos(s, c), without the subtraction of
     two numbers close to 1 that loses an FP16's digits.
     """
-    size_s, size_c = (_mean(x.square()).clamp(min=LEAST_MEAN_SQUARE).sqrt() for x in (s, c))
+    size_s, size_c = (_mean(x * x).clamp(min=LEAST_MEAN_SQUARE).sqrt() for x in (s, c))
     return c - s, c / size_c - s / size_s, size_c
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean of each picture: (N, C, h, w) -> (N, 1, 1, 1)."""
-    return x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
+    """Mean of each picture: (N, C, h, w) -> (N, 1, 1, 1), over pixels first (see `Discrepancy`)."""
+    return F.avg_pool2d(x, x.shape[2:]).sum(1, keepdim=True) / x.shape[1]
 
 
 class Detector(nn.Module):
@@ -284,7 +284,7 @@ class Mkd(Model):
 
     ``size`` is the side of the square input in pixels; ``fit`` as in other methods: "resize" stretches the picture to
     it, "crop" keeps the resolution and looks at overlapping tiles, whose largest loss is the score. ``weights`` are the
-    source's (see `adedge.backbones.fill`), and ``weights_sha256`` their digest. ``sigma`` is that of the Gaussian
+    source's (see `adedge.backbones.fill`), and ``weights_digest`` their digest. ``sigma`` is that of the Gaussian
     filter of the map. ``one_class`` says that pictures are small, which the quick budget counts on. ``epochs`` times
     ``pictures`` is what the paper's budget trains on. Other options that are None come from the budget.
     """
@@ -293,22 +293,16 @@ class Mkd(Model):
     variants: ClassVar[tuple[str, ...]] = ("vgg16",)
 
     budget: Literal["quick", "paper"] = "quick"
-    size: int = Field(default=128, ge=STRIDE)
+    size: int = Field(default=128, ge=STRIDE, multiple_of=STRIDE)
     fit: Literal["resize", "crop"] = "resize"
     one_class: bool = False
-    weights: str = "torchvision"
-    weights_sha256: str = ""
+    weights: str = backbones.TORCHVISION
+    weights_digest: str = ""
     sigma: float = Field(default=4.0, gt=0)
     epochs: int = Field(default=EPOCHS["folder"], ge=1)
     pictures: int = Field(default=1, ge=1)
     iterations: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=2)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Mkd:
-        if self.size % STRIDE:
-            raise ValueError(f"size {self.size} is not a multiple of {STRIDE}, which five poolings need")
-        return self
 
     @property
     def variant(self) -> str:
@@ -329,14 +323,8 @@ class Mkd(Model):
         if first.path is None:
             colour = first.read().shape[2] == 3
             fitting.update(one_class=True, size=STRIDE, epochs=EPOCHS["colour" if colour else "gray"])
-        try:
-            method = cls(**{**fitting, **{name: value for name, value in options.items() if value is not None}})
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            message = problem["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{where}: {message}" if where else message) from error
-        return method.model_copy(update={"weights_sha256": digest("vgg16", method.weights)})
+        method = configured(cls, {**fitting, **{name: value for name, value in options.items() if value is not None}})
+        return method.model_copy(update={"weights_digest": backbones.digest("vgg16", method.weights)})
 
     def plan(self) -> Plan:
         """Networks, specs and the one stage; see `Method.plan`."""
@@ -350,8 +338,8 @@ class Mkd(Model):
                 width=self.size,
                 channels=3,
                 color="rgb",
-                mean=MEAN,
-                std=STD,
+                mean=backbones.MEAN,
+                std=backbones.STD,
                 resize="stretch" if tiling is None else "tile",
                 tiling=tiling,
             ),
@@ -377,7 +365,7 @@ class Mkd(Model):
         """
         source, discrepancy = networks["source"], networks["discrepancy"]
         assert isinstance(discrepancy, Discrepancy)
-        fill(source, "vgg16", self.weights)
+        backbones.fill(source, "vgg16", self.weights)
         cloner = copy.deepcopy(networks["cloner"]).train()
         outputs = [(source(x), cloner(x)) for x in islice(batches, BALANCE_BATCHES) if len(x) > 1 or stage.batch == 1]
         for level, unit in enumerate(discrepancy.units):
@@ -400,7 +388,7 @@ class Mkd(Model):
     @staticmethod
     def networks(variant: str, network: NetworkArguments) -> nn.ModuleDict:
         """The untrained networks: "source", "cloner", and "discrepancy", which holds units and lambda."""
-        return nn.ModuleDict({"source": untrained("vgg16"), "cloner": Cloner(), "discrepancy": Discrepancy()})
+        return nn.ModuleDict({"source": backbones.untrained("vgg16"), "cloner": Cloner(), "discrepancy": Discrepancy()})
 
     @staticmethod
     def deploy(networks: nn.ModuleDict) -> nn.Module:

@@ -6,6 +6,7 @@ import typer
 
 from adedge.cli import app
 from adedge.cli.train.hfr import hfr
+from adedge.cli.train.mkd import mkd
 from adedge.cli.train.oesdn import oesdn
 from adedge.cli.train.students import students
 
@@ -13,4 +14,5 @@ command = typer.Typer(no_args_is_help=True, help="Train a detector on pictures o
 app.add_typer(command, name="train")
 command.command("oesdn")(oesdn)
 command.command("hfr")(hfr)
+command.command("mkd")(mkd)
 command.command("students")(students)
