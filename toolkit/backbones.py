@@ -73,6 +73,39 @@ class VggFeatures(nn.Module):
         return tuple(pooled[1:])
 
 
+class PooledResNet18(nn.Module):
+    """ResNet-18's pooled output, one vector a picture: (N, 3, H, W) -> (N, 512), or (N, 256) without layer4."""
+
+    def __init__(self, *, layer4: bool = True) -> None:
+        super().__init__()
+        whole = _torchvision_model("resnet18")
+        self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
+        self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
+        self.layer4 = whole.layer4 if layer4 else nn.Identity()
+        self.channels = 512 if layer4 else 256
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean of the last features over the picture."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # type: ignore[operator]
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
+        return x.mean((2, 3))
+
+
+def pooled_resnet18(weights: str) -> PooledResNet18:
+    """`PooledResNet18` filled with ``weights`` as `fill` takes them, frozen; "none" is the same random network always.
+
+    A file that ends with layer3 gives a network that does. Raises what `fill` raises.
+    """
+    ends_early = weights not in (TORCHVISION, NONE) and not any(
+        key.startswith("layer4.") for key in _state_dict("resnet18", weights)[0]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PooledResNet18(layer4=not ends_early)
+    fill(network, "resnet18", weights)
+    return network.eval().requires_grad_(False)
+
+
 def untrained(name: Backbone) -> ResNetFeatures | VggFeatures:
     """A backbone with random weights. Raises `MissingDependency` without torchvision."""
     return VggFeatures() if name == "vgg16" else ResNetFeatures(name)
@@ -118,6 +151,11 @@ def digest(name: Backbone, weights: str) -> str:
         return ""
     network = untrained(name)
     fill(network, name, weights)
+    return digest_of(network)
+
+
+def digest_of(network: nn.Module) -> str:
+    """Sha256 (hex) over the names and values of a network's weights."""
     total = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         if not key.endswith("num_batches_tracked"):

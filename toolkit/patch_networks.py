@@ -48,10 +48,12 @@ class PatchNetwork(nn.Module):
                 filters, kernel = layer
                 self.convolutions.append(nn.Conv2d(width, filters, kernel))
                 width = filters
-        for convolution in self.convolutions:
+        for parameter in self.parameters():
             # Keeps the size of activations from layer to layer, so that training begins at once.
-            nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
-            nn.init.zeros_(convolution.bias)
+            if parameter.ndim == 4:
+                nn.init.kaiming_normal_(parameter, a=SLOPE)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, stride: int | None = None) -> Tensor:
         """Descriptors (N, 128, h, w) of the patches in x (N, 3, H, W) that lie ``stride`` pixels apart, from (0, 0) on.
@@ -76,7 +78,8 @@ class PatchNetwork(nn.Module):
             step = stride // spacing if last else 1
             x = F.conv2d(x, convolution.weight, convolution.bias, stride=step, dilation=dilation)
             if not last:
-                x = F.leaky_relu(x, SLOPE)
+                # In place: fresh memory of a whole picture's activations costs more than the function itself.
+                x = F.leaky_relu(x, SLOPE, inplace=True)
         return x
 
 

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adedge import backbones
 from adedge.specs import InputSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SIDE = 256  # of the pictures that patches are cut from
 ZOOM = (4, 16)  # a picture is zoomed to this many patch sides
-# Of a picture at SIDE x SIDE, what the largest patch (SIDE / 4) and its translations (a quarter of it to each side) need.
+# Of a picture at SIDE x SIDE, what the largest patch (SIDE / 4) and its translations (a quarter to each side) need.
 REGION = SIDE // ZOOM[0] * 3 // 2
 NOISE = 0.1  # standard deviation, for pixels in [0, 1]
 GREY_PROBABILITY = 0.1
@@ -25,7 +24,7 @@ LUMINANCE = (0.8, 1.2)  # factor; the paper names the change and not its size
 MARGIN = 1.0  # delta; the paper gives no value, and 1 is that of the triplets it builds on (Balntas et al. 2016)
 
 # The whole picture zoomed to equal width and height, as the paper says.
-PICTURES = InputSpec(height=SIDE, width=SIDE, channels=3, color="rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+PICTURES = InputSpec(height=SIDE, width=SIDE, channels=3, color="rgb", mean=backbones.MEAN, std=backbones.STD)
 
 
 def draw_triplets(x: Tensor, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +96,7 @@ def compactness_loss(descriptors: Tensor) -> Tensor:
 
 
 def _constants(like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(like) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(like) for values in (backbones.MEAN, backbones.STD))
     return mean, std
 
 

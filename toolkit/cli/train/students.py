@@ -21,7 +21,9 @@ from adedge.cli.train.options import (
     Seed,
     Strict,
     Threads,
+    Weights,
     load_pictures,
+    note_backbone,
     train_method,
 )
 from adedge.console import note
@@ -70,21 +72,14 @@ def students(
             show_default=False,
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The pretrained ResNet-18 that the teacher learns from: a file (.pth or .safetensors with "
-            "torchvision's names), or none for random weights.  [default: torchvision's, downloaded once]",
-            show_default=False,
-        ),
-    ] = None,
+    weights: Weights = "torchvision",
     lambda_k: Annotated[
         float,
         typer.Option(
             "--lambda-k",
             min=0,
-            help="Weight of knowledge distillation in the teacher's loss. 0 needs no pretrained network, but "
-            "--lambda-m 1.",
+            help="Weight of distilling ResNet-18 in the teacher's loss. 0 needs no pretrained network: the teacher "
+            "then learns by --lambda-m 1.",
         ),
     ] = 1.0,
     lambda_m: Annotated[
@@ -146,6 +141,8 @@ def students(
     dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
     from adedge.methods.students import UninformedStudents
 
+    distilled = teacher is None and lambda_k > 0
+    note_backbone(dataset, weights if distilled else "unused")
     method = UninformedStudents.for_dataset(
         dataset,
         budget=budget,
