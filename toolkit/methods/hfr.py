@@ -84,9 +84,9 @@ def residuals(encoded: Tensor, decoded: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    # Dividing by the largest value first keeps the squares within FP16.
-    scaled = features / features.abs().amax(dim=1, keepdim=True).clamp_min(1e-4)
-    return scaled * torch.rsqrt(scaled.square().sum(dim=1, keepdim=True).clamp_min(1e-4))
+    # Dividing by the largest value first keeps the squares within FP16. Features of length 0 stay 0.
+    scaled = features / (features.abs().amax(dim=1, keepdim=True) + 1e-4)
+    return scaled * torch.rsqrt(scaled.square().sum(dim=1, keepdim=True) + 1e-6)
 
 
 class Detector(nn.Module):
