@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +71,15 @@ def choose_float_nodes(
     good: NDArray[np.bool_],
     *,
     limits: Limits,
+    rank_by: Literal["map", "score"] = "map",
     progress: Progress | None = None,
 ) -> Decision:
     """Quantise as much as keeps the effect within ``limits``.
 
     ``score`` runs a graph on frames (N, C, H, W) float32 and gives maps (N, H, W) and scores (N,); ``probe`` are the
     frames to judge by, ``good`` (N,) says which of them are good. First and last convolutions stay in floating point.
-    The other nodes are ranked by what each alone does to maps; the longest head of that ranking that stays within the
-    limits is found by bisection.
+    The other nodes are ranked by what each alone does to maps, or to scores where these do not come from maps; the
+    longest head of that ranking that stays within the limits is found by bisection.
 
     Raises `DataError` where not even two good frames tell a spread.
     """
@@ -100,13 +102,14 @@ def choose_float_nodes(
             progress(done, steps, "INT8 placement")
         return result
 
-    def map_change(name: str) -> float:
-        changed, _ = quantised([name], probe[few])
-        return float(np.mean((changed - maps[few]) ** 2, dtype=np.float64))
+    def change(name: str) -> float:
+        changed = quantised([name], probe[few])
+        new, old = (changed[0], maps[few]) if rank_by == "map" else (changed[1], scores[few])
+        return float(np.mean((new - old) ** 2, dtype=np.float64))
 
     best, effect = inner, _effect((maps, scores), quantised(inner, probe), spread)
     if not limits.allow(effect):
-        changes = {name: map_change(name) for name in inner}
+        changes = {name: change(name) for name in inner}
         ranking = sorted(inner, key=changes.__getitem__)
         # The first `low` nodes together are allowed (none at all always are), the first `high` are not.
         low, high = 0, len(ranking)

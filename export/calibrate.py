@@ -203,6 +203,7 @@ def measure_int8(
         probe,
         np.arange(len(probe)) < len(good),
         limits=limits or Limits(),
+        rank_by="score" if manifest.score.reduce == "output" else "map",
         progress=progress,
     )
     return ranges.model_copy(update={"float_nodes": decision.float_nodes, "notes": decision.notes})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Bundle, Difference, Draft, Graph, Manifest
 from adedge.errors import BundleError, MissingDependency
-from adedge.export.verify import TOLERANCES, Run, check_tolerance, difference, read_golden
+from adedge.export.verify import Run, check_tolerance, difference, read_golden, tolerance_of
 from adedge.runtime.onnxruntime import OnnxRuntimeBackend
 from adedge.specs import PRECISIONS, Precision
 
@@ -137,7 +137,7 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
     scored = prefix == "scored"
     # The INT8 graph with FP16 scales has no threshold of its own: TensorRT runs it, ONNX Runtime the other one.
     threshold = None if kind == "int8-fp16" else f"onnxruntime/{kind}"
-    golden, tolerance = read_golden(bundle), TOLERANCES[precision]
+    golden, tolerance = read_golden(bundle), tolerance_of(precision, bundle.manifest.score)
     found = difference(bundle, run_with_onnxruntime(data), threshold=threshold, scored=scored)
     check_tolerance(f"{stem}.onnx", found, golden, tolerance)
     notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, GateError
 from adedge.metrics import auroc
 from adedge.scoring import maps_and_scores
-from adedge.specs import InputSpec, Precision
+from adedge.specs import InputSpec, Precision, ScoreSpec
 
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
@@ -37,6 +37,15 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     # anomalous frames, a drop of 0.02 is five pairs of the 256 that change order.
     "int8": Tolerance(map_error=0.5, score_error=0.15, auroc_drop=0.02),
 }
+# Where the network gives the score itself, its map decides nothing, and may be a gradient: that jumps wherever rounding
+# moves a pooling's maximum from one pixel to the next or an activation across 0.
+SHOWN_MAP_ERROR: Mapping[Precision, float] = {"fp32": 0.01, "fp16": 0.2, "int8": 0.5}
+
+
+def tolerance_of(precision: Precision, score: ScoreSpec) -> Tolerance:
+    """The tolerance of a detector's graphs of one precision."""
+    tolerance = TOLERANCES[precision]
+    return replace(tolerance, map_error=SHOWN_MAP_ERROR[precision]) if score.reduce == "output" else tolerance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,3 +180,28 @@ def test_placement_keeps_within_its_limits(fp32: bytes, ranges: Ranges) -> None:
     assert np.abs(quantised - run(fp32)).max() == pytest.approx(between.effect.map_error)
     assert between.effect.map_error <= limit
     assert set(everything.float_nodes) < set(between.float_nodes)
+
+
+def test_placement_ranks_by_the_scores_that_a_network_gives_itself(fp32: bytes, ranges: Ranges) -> None:
+    """The map says nothing of the score here: whatever stays quantised must move scores less than what does not."""
+    good = np.arange(len(FRAMES)) < 4
+
+    def score(graph: bytes, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = run(graph, frames)
+        return np.zeros((len(outputs), 2, 2), np.float32), outputs.mean(axis=(1, 2, 3))
+
+    every = quantisable_nodes(fp32)
+    loosest = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9), rank_by="score")
+    limits = Limits(score_noise=loosest.effect.score_noise * 0.9)
+    found = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=limits, rank_by="score")
+    assert found.effect.score_noise <= limits.score_noise
+    few = np.r_[0:2, 4:6]
+    reference = score(fp32, FRAMES[few])[1]
+    effects = {
+        name: np.square(score(int8_from_fp32(fp32, ranges, set(every) - {name}), FRAMES[few])[1] - reference).mean()
+        for name in set(every) - first_and_last(fp32)
+    }
+    int8 = set(every) - set(found.float_nodes)
+    assert int8
+    assert int8 < set(effects)
+    assert max(effects[name] for name in int8) <= min(effects[name] for name in set(effects) - int8)

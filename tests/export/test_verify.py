@@ -12,7 +12,7 @@ import pytest
 
 from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
 from adedge.errors import BundleError, GateError
-from adedge.export.verify import TOLERANCES, check_tolerance, difference, network_input, read_golden
+from adedge.export.verify import TOLERANCES, check_tolerance, difference, network_input, read_golden, tolerance_of
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 SPEC = InputSpec(height=8, width=8, channels=1, color="gray", mean=(0.5,), std=(0.25,))
@@ -107,6 +107,21 @@ def test_beyond_the_tolerance_is_refused(bundle: Bundle, found: Difference, mess
     with pytest.raises(GateError, match=message):
         check_tolerance("model.fp16.onnx", found, golden, TOLERANCES["fp16"])
     check_tolerance("model.int8.onnx", found.model_copy(update={"score_error": 0.0}), golden, TOLERANCES["int8"])
+
+
+def test_a_map_that_decides_nothing_may_differ_more_and_its_score_may_not(bundle: Bundle) -> None:
+    golden = read_golden(bundle)
+    decides, shown = (
+        tolerance_of("fp16", ScoreSpec(comparison=ReadyMap(), reduce=reduce))  # type: ignore[arg-type]
+        for reduce in ("max", "output")
+    )
+    assert decides == TOLERANCES["fp16"]
+    flipped = Difference(map_error=0.15 * float(golden.maps.max()), score_error=0, frames=4)
+    with pytest.raises(GateError, match="in a map"):
+        check_tolerance("model.fp16.onnx", flipped, golden, decides)
+    check_tolerance("model.fp16.onnx", flipped, golden, shown)
+    with pytest.raises(GateError, match="in a score"):
+        check_tolerance("model.fp16.onnx", flipped.model_copy(update={"score_error": 0.05}), golden, shown)
 
 
 def test_damaged_golden_frames_are_refused(bundle: Bundle) -> None:
