@@ -1,0 +1,81 @@
+// What several families of kernels share. Plain CUDA C++: no header but cuda_fp16.h.
+#pragma once
+
+#include <cuda_fp16.h>
+
+// A block of the filters covers ROWS x COLUMNS pixels: one thread for each column while it sums down, and one for each
+// row and SEGMENT columns while it sums across.
+constexpr int ROWS = 8;
+constexpr int COLUMNS = 256;
+constexpr int SEGMENT = 8;
+constexpr int SEGMENTS = COLUMNS / SEGMENT;
+
+__device__ __forceinline__ float as_float(float value) { return value; }
+__device__ __forceinline__ float as_float(__half value) { return __half2float(value); }
+__device__ __forceinline__ void store(float *target, float value) { *target = value; }
+__device__ __forceinline__ void store(__half *target, float value) { *target = __float2half(value); }
+
+// Pixel index of a picture that is mirrored at its border, the edge repeated, as often as it takes:
+// c b a | a b c | c b a. SciPy's "reflect", OpenCV's BORDER_REFLECT.
+__device__ __forceinline__ int mirrored(int index, int length) {
+  if (static_cast<unsigned>(index) < static_cast<unsigned>(length)) return index;
+  int period = 2 * length;
+  index %= period;
+  if (index < 0) index += period;
+  return index < length ? index : period - 1 - index;
+}
+
+// The larger and the smaller of two; NaN where one is, as NumPy's maximum and minimum.
+__device__ __forceinline__ float larger(float a, float b) { return a >= b || a != a ? a : b; }
+__device__ __forceinline__ float smaller(float a, float b) { return a <= b || a != a ? a : b; }
+
+// Where a column's sums lie in a row of shared memory: one gap after every SEGMENT places, so that threads which read
+// SEGMENT places apart meet different banks.
+__device__ __host__ constexpr int padded(int place) { return place + place / SEGMENT; }
+
+// The columns that a block sums down. Place p of a row of shared memory is picture column x0 - before + p.
+//
+// Where the block spans the picture's whole width, the mirrored columns at both sides are copies of columns that it has
+// anyway and cost a store instead of a sum; else columns of the neighbours are summed again.
+struct Columns {
+  int first;  // picture column of the first to sum, may lie outside
+  int count;
+  int before, after;
+  int width;
+  bool whole;
+
+  __device__ Columns(int x0, int before, int after, int width) : before(before), after(after), width(width) {
+    whole = width <= COLUMNS && width >= before && width >= after;
+    int inside = width - x0 < COLUMNS ? width - x0 : COLUMNS;
+    first = whole ? 0 : x0 - before;
+    count = whole ? width : inside + before + after;
+  }
+
+  // The picture column to read for the index-th to sum.
+  __device__ int column(int index) const { return mirrored(first + index, width); }
+
+  // Put a sum to all its places in a row of shared memory.
+  template <class T>
+  __device__ void put(T *row, int index, T sum) const {
+    if (!whole) {
+      row[padded(index)] = sum;
+      return;
+    }
+    row[padded(before + index)] = sum;
+    if (index < before) row[padded(before - 1 - index)] = sum;
+    if (index >= width - after) row[padded(before + 2 * width - 1 - index)] = sum;
+  }
+};
+
+// Write a segment of a row of a map, the pixels from x on that lie inside the picture.
+__device__ __forceinline__ void store_segment(float *row, int x, int width, const float *values) {
+  if (x + SEGMENT <= width && width % 4 == 0) {
+    float4 *target = reinterpret_cast<float4 *>(row + x);
+    target[0] = make_float4(values[0], values[1], values[2], values[3]);
+    target[1] = make_float4(values[4], values[5], values[6], values[7]);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < SEGMENT; i++)
+    if (x + i < width) row[x + i] = values[i];
+}

@@ -1,0 +1,229 @@
+// DSSIM maps of two image batches: (1 - SSIM) / 2 per pixel and channel, mean over the channels.
+//
+// Equals adedge.scoring.dssim_map: uniform K x K window, sample variances, C1 = (0.01 L)^2, C2 = (0.03 L)^2 of the data
+// range L, pictures mirrored at their border with the edge repeated. Within 1e-4 for images that span L. A NaN or an
+// infinity makes every window that holds it NaN, and no other.
+//
+//   dssim3_float ... dssim15_float, dssim3_half ... dssim15_half     (K = 3, 5, 7, 9, 11, 13, 15)
+//     const T *a, *b   (n, channels, height, width), contiguous; T is float or __half
+//     float *map       (n, height, width); 16-byte aligned
+//     int channels, height, width
+//     int rows         rows of the picture for each block, a multiple of 8; see below
+//     float range      L
+//   grid   (ceil(width / 256), ceil(height / rows), n)
+//   block  (256, 1, 1) where K / 2 <= width <= 256, else (288, 1, 1)
+//   shared 0
+//   rows: few (8) give many blocks, many (64) read the K - 1 rows between two blocks from near caches. Choose the largest of
+//   64, 32, 16, 8 that still gives two blocks for every multiprocessor, and 8 where none does.
+//
+// The maths. With s = a + b - L, d = a - b, m the windowed mean and v the windowed variance, divided by n,
+//   A = m(d)^2        B = (m(s) + L)^2 + A + 2 C1        V = v(s) + v(d) + 2 C2 (n - 1) / n
+//   (1 - SSIM) / 2 = (A V + v(d) (B - 2 A)) / (B V)
+// Four moments instead of SSIM's five and one division. Nothing is subtracted from 1, so that images which nearly agree
+// keep their digits; s is taken from the middle of its range, because v = m(s^2) - m(s)^2 would lose them far from 0.
+//
+// The work. A block walks down its rows, 8 at a time, all channels of 8 rows before the next 8. Each thread sums the
+// window down one column: 8 windows out of 8 + K - 1 pixels of each image, as suffix sums of the first K and prefix
+// sums of the rest, 3 additions a window and none of them a difference. The sums (4 floats) go to shared memory, are read
+// by the thread that has 8 pixels of one row, and are summed across in the same way. The next channel's pixels are
+// loaded meanwhile. For each pixel and channel that is 1.75 reads (K = 7) of each image of which most meet a cache, 16
+// bytes to shared memory and 28 back.
+#include "common.cuh"
+
+namespace {
+
+constexpr int MOST_THREADS = 288;
+
+struct Moments {
+  float s, d, ss, dd;
+  __device__ __forceinline__ void add(float4 m) { s += m.x, d += m.y, ss += m.z, dd += m.w; }
+  __device__ __forceinline__ void add_pixel(float s_, float d_) {
+    s += s_, d += d_;
+    ss = fmaf(s_, s_, ss);
+    dd = fmaf(d_, d_, dd);
+  }
+};
+
+__device__ __forceinline__ float4 together(Moments a, Moments b) {
+  return make_float4(a.s + b.s, a.d + b.d, a.ss + b.ss, a.dd + b.dd);
+}
+
+struct Constants {
+  float inverse_n, range, two_c1, two_c2;
+};
+
+__device__ __forceinline__ float dissimilarity(float4 sums, Constants c) {
+  float mean_s = sums.x * c.inverse_n, mean_d = sums.y * c.inverse_n;
+  float square_d = mean_d * mean_d;
+  float variance_s = fmaf(sums.z, c.inverse_n, -mean_s * mean_s);
+  float variance_d = fmaf(sums.w, c.inverse_n, -square_d);
+  float mean = mean_s + c.range;
+  float luminance = fmaf(mean, mean, square_d) + c.two_c1;
+  float variance = variance_s + variance_d + c.two_c2;
+  return __fdividef(fmaf(square_d, variance, variance_d * fmaf(-2.0f, square_d, luminance)), luminance * variance);
+}
+
+// One column of both images, as many rows as the windows of ROWS pixels reach.
+template <class T, int K>
+struct Pixels {
+  T a[ROWS + K - 1], b[ROWS + K - 1];
+
+  __device__ __forceinline__ void load(const T *from_a, const T *from_b, int top, int height, int width) {
+    if (top >= 0 && top + ROWS + K - 1 <= height) {
+      from_a += static_cast<long long>(top) * width;
+      from_b += static_cast<long long>(top) * width;
+#pragma unroll
+      for (int k = 0; k < ROWS + K - 1; k++) a[k] = from_a[k * width], b[k] = from_b[k * width];
+    } else {
+#pragma unroll
+      for (int k = 0; k < ROWS + K - 1; k++) {
+        int row = mirrored(top + k, height);
+        a[k] = from_a[static_cast<long long>(row) * width], b[k] = from_b[static_cast<long long>(row) * width];
+      }
+    }
+  }
+};
+
+// ROWS windows of K places that start one after the other. add(sums, k) adds place k to Moments; done(i, sums) takes
+// window i.
+template <int K, class Add, class Done>
+__device__ __forceinline__ void sum_windows(Add add, Done done) {
+  if (K < ROWS - 1) {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+      Moments sums{0, 0, 0, 0};
+#pragma unroll
+      for (int k = 0; k < K; k++) add(sums, i + k);
+      done(i, together(sums, Moments{0, 0, 0, 0}));
+    }
+    return;
+  }
+  Moments suffix[ROWS], running{0, 0, 0, 0};
+  suffix[ROWS - 1] = running;
+#pragma unroll
+  for (int k = K - 1; k >= 0; k--) {
+    add(running, k);
+    if (k < ROWS) suffix[k] = running;
+  }
+  Moments prefix{0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+    if (i > 0) add(prefix, K + i - 1);
+    done(i, together(suffix[i], prefix));
+  }
+}
+
+template <class T, int K>
+__device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int channels, int height, int width, int rows,
+                                      float range) {
+  constexpr int RADIUS = K / 2;
+  constexpr int STRIDE = padded(COLUMNS + 2 * RADIUS - 1) + 1;
+  __shared__ float4 sums[ROWS * STRIDE];
+
+  const int x0 = blockIdx.x * COLUMNS, top = blockIdx.y * rows;
+  const int bottom = top + rows < height ? top + rows : height;
+  const long long plane = static_cast<long long>(height) * width;
+  const Columns columns(x0, RADIUS, RADIUS, width);
+  const float n = K * K;
+  const Constants constants{1 / n, range, 2e-4f * range * range, 18e-4f * range * range * (n - 1) / n};
+  a += blockIdx.z * channels * plane;
+  b += blockIdx.z * channels * plane;
+  map += blockIdx.z * plane;
+
+  const int row = threadIdx.x / SEGMENTS, segment = threadIdx.x % SEGMENTS;
+  const int x = x0 + segment * SEGMENT;
+  const bool summing = static_cast<int>(threadIdx.x) < columns.count;
+  const int column = summing ? columns.column(threadIdx.x) : 0;
+
+  Pixels<T, K> pixels;
+  if (summing) pixels.load(a + column, b + column, top - RADIUS, height, width);
+  for (int y0 = top; y0 < bottom; y0 += ROWS) {
+    float total[SEGMENT] = {};
+    for (int channel = 0; channel < channels; channel++) {
+      if (summing) {
+        sum_windows<K>(
+            [&](Moments &m, int k) {
+              float p = as_float(pixels.a[k]), q = as_float(pixels.b[k]);
+              m.add_pixel(p + q - range, p - q);
+            },
+            [&](int i, float4 m) { columns.put(sums + i * STRIDE, threadIdx.x, m); });
+        const bool more = channel + 1 < channels;
+        const int next_top = more ? y0 : y0 + ROWS;
+        const long long next = (more ? channel + 1 : 0) * plane + column;
+        if (next_top < bottom) pixels.load(a + next, b + next, next_top - RADIUS, height, width);
+      }
+      __syncthreads();
+      if (row < ROWS && x < width) {
+        const float4 *from = sums + row * STRIDE + segment * (SEGMENT + 1);
+        sum_windows<K>([&](Moments &m, int k) { m.add(from[padded(k)]); },
+                       [&](int i, float4 m) { total[i] += dissimilarity(m, constants); });
+      }
+      __syncthreads();
+    }
+    if (row < ROWS && x < width && y0 + row < bottom) {
+      const float share = 1.0f / channels;
+#pragma unroll
+      for (int i = 0; i < SEGMENT; i++) total[i] *= share;
+      store_segment(map + static_cast<long long>(y0 + row) * width, x, width, total);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim3_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 3>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim5_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 5>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim7_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 7>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim9_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 9>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim11_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 11>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim13_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 13>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim15_float(
+    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<float, 15>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim3_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 3>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim5_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 5>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim7_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 7>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim9_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 9>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim11_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 11>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim13_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 13>(a, b, map, channels, height, width, rows, range);
+}
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim15_half(
+    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<__half, 15>(a, b, map, channels, height, width, rows, range);
+}
