@@ -60,13 +60,22 @@ class VggFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = _torchvision_model("vgg16").features
+        # Without memory first: the classifier that is cut off here has seven times the weights of the convolutions.
+        with torch.device("meta"):
+            features = _torchvision_model("vgg16").features
+        assert isinstance(features, nn.Sequential)
+        self.features = features.to_empty(device="cpu")
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # filled as torchvision fills them
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
         self.channels = (128, 256, 512, 512)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of four levels, shallow to deep."""
         pooled = []
-        for layer in self.features:  # type: ignore[union-attr]
+        for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.MaxPool2d):
                 pooled.append(x)
