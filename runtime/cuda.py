@@ -122,6 +122,11 @@ class Gpu:
         """Whether GPU and processor share one memory, as on a Jetson."""
         return bool(self._device.get_attribute(self.cuda.device_attribute.INTEGRATED))
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many multiprocessors share the work: launches are planned to give each of them some."""
+        return int(self._device.get_attribute(self.cuda.device_attribute.MULTIPROCESSOR_COUNT))
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the device's context current in this thread."""

@@ -74,6 +74,9 @@ class Inspects(Protocol):
         Raises `EngineError` where the engine fails or gives a score that is not a number.
         """
 
+    def close(self) -> None:
+        """Give back what the inspector itself holds; the engine stays. A second call does nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
@@ -152,6 +155,9 @@ class Inspector:
     def collect(self) -> Iterator[Verdict]:
         """`inspect` the frames that were submitted."""
         return self.inspect(self._submitted)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def inspect(self, frames: Sequence[Frame]) -> Iterator[Verdict]:
         """The verdicts on up to ``batch`` frames, in order; each is complete at the moment it is yielded.

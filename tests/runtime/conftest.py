@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import importlib.util
 import os
@@ -10,8 +11,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from adedge.runtime.kernel_cache import Compiler
 
 HOST_CUDA = Path(__file__).resolve().parents[1] / "host_cuda"
 
@@ -110,3 +114,28 @@ def driver(loaded_driver: HostDriver) -> Iterator[HostDriver]:
     finally:
         loaded_driver.reset()
         loaded_driver.enable(False)
+
+
+@pytest.fixture(scope="session")
+def host_compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    """Compiles the sources in runtime/kernels for the host; an image is the path of the library."""
+    build = _module(HOST_CUDA / "build.py")
+    folder = tmp_path_factory.getbasetemp().parent / "host_cuda"  # of all processes of a run
+    folder.mkdir(exist_ok=True)
+
+    def compile_(source: Path, architecture: str) -> bytes:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return f"host:{build.library(source, folder)}".encode() + b"\0"
+
+    return Compiler("g++", (13, 0), compile_)
+
+
+def _module(path: Path) -> Any:
+    """A module beside the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.live import Live
@@ -22,13 +23,14 @@ from rich.text import Text
 
 from adedge.cli import app
 from adedge.console import console, note, warn
-from adedge.errors import EngineError, MissingDependency
+from adedge.errors import AdedgeError, EngineError, MissingDependency
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
-    from adedge.bundle import Bundle
+    from adedge.bundle import Bundle, Manifest
     from adedge.runtime.backend import Backend
-    from adedge.runtime.pipeline import Statistics
+    from adedge.runtime.cuda_pipeline import DeviceEngine, Maps
+    from adedge.runtime.pipeline import Inspects, Statistics
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
 
@@ -81,6 +83,10 @@ def run(
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps (float32 .npy).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at an unreadable picture, do not skip it.")] = False,
     reconnect: Annotated[float, typer.Option(min=0, help="Wait so many seconds for a camera that is lost.")] = 0.0,
+    host_scoring: Annotated[
+        bool,
+        typer.Option("--host-scoring", help="Preprocess and score on the processor, also with an engine on a GPU."),
+    ] = False,
     fail_on_reject: Annotated[
         bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} when any frame was rejected.")
     ] = False,
@@ -94,24 +100,20 @@ def run(
     is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
     """
     from adedge.bundle import Bundle
-    from adedge.runtime.pipeline import Inspector, Statistics
+    from adedge.runtime.pipeline import Statistics
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.sources import open_source
     from adedge.signing import require
 
     _quiet_opencv()
+    logging.getLogger("adedge.runtime").addHandler(_Warnings())
     opened = Bundle.open(bundle)
     if require_signature is not None:
         require(opened, require_signature)
     manifest = opened.manifest
     engine = _load(opened, target, precision, threshold, threads)
-    inspector = Inspector(
-        engine.backend,
-        manifest.input,
-        manifest.score,
-        threshold=engine.threshold,
-        normalisation=manifest.normalisation,
-    )
+    wanted: Maps = "always" if maps or video else "rejects" if rejects else "never"
+    inspector = _inspector(engine, manifest, wanted, host_scoring=host_scoring)
     frames = open_source(source, strict=strict, reconnect_s=reconnect, notify=lambda text: warn(escape(text)))
     chosen = policy or ("latest" if frames.live else "every")
     note(escape(f"{engine.name}, threshold {engine.threshold:.6g}; {frames.name}, policy {chosen}"))
@@ -135,6 +137,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         frames.close()
+        inspector.close()
         engine.backend.close()
         _summarise(statistics, engine.name)
     if stop.signal_number is not None and not frames.live:
@@ -171,6 +174,33 @@ def _load(
                 raise
             note(escape(f"not {'/'.join(choice)}: {error}"))
     raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring: bool) -> Inspects:
+    """What surrounds the engine: on the GPU where it runs there and our kernels do, else on the processor."""
+    from adedge.runtime.pipeline import Inspector
+
+    if not engine.name.startswith("onnxruntime") and not host_scoring:
+        from adedge.runtime.cuda_pipeline import CudaInspector
+
+        try:
+            return CudaInspector(
+                cast("DeviceEngine", engine.backend),
+                manifest.input,
+                manifest.score,
+                threshold=engine.threshold,
+                normalisation=manifest.normalisation,
+                maps=maps,
+            )
+        except AdedgeError as error:
+            note(escape(f"preprocessing and scoring on the processor: {error}"))
+    return Inspector(
+        engine.backend,
+        manifest.input,
+        manifest.score,
+        threshold=engine.threshold,
+        normalisation=manifest.normalisation,
+    )
 
 
 def _threshold(bundle: Bundle, target: Target, precision: Precision) -> float:
@@ -281,6 +311,14 @@ def _summarise(statistics: Statistics, engine: str) -> None:
     for name in LATENCIES:
         table.add_row(name, *(f"{statistics.latency_ms(name, percentile):.1f}" for percentile in PERCENTILES))
     console.print(table)
+
+
+class _Warnings(logging.Handler):
+    """Shows what the runtime warns of. Errors are raised, and shown as such."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:
+            warn(escape(record.getMessage()))
 
 
 def _quiet_opencv() -> None:
