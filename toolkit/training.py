@@ -269,7 +269,7 @@ class _Run:
     ) -> Callable[[int, int], float]:
         """One iteration of ``stage`` on ``networks``: (stage number, iteration) -> loss."""
         networks.eval()
-        networks[stage.name].train()
+        networks[stage.trains].train()
         objective = self.method.objective(stage, networks)
         pictures = self.pictures[stage.pictures]
         assert optimizer is not None, f"stage '{stage.name}' has iterations and nothing to train"
@@ -355,7 +355,7 @@ def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer |
     """The optimiser of a stage's network; None where the stage trains nothing."""
     if stage.iterations == 0:
         return None
-    parameters = networks[stage.name].parameters()
+    parameters = networks[stage.trains].parameters()
     rate, decay = stage.learning_rate, stage.weight_decay
     if stage.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=stage.momentum, weight_decay=decay, fused=True)

@@ -31,7 +31,7 @@ Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One network trained by one optimiser: ``name`` is the network's key in `Method.networks`.
+    """One network trained by one optimiser: ``network`` is its key in `Method.networks`, the stage's ``name`` if None.
 
     ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. The learning rate rises for
     ``warm_up`` iterations; ``schedule`` "cosine" lets it fall to zero over the stage. ``autocast`` says whether a
@@ -52,6 +52,12 @@ class Stage:
     momentum: float = 0.0
     weight_decay: float = 0.0
     pictures: str = "training"
+    network: str | None = None
+
+    @property
+    def trains(self) -> str:
+        """The key of the network that is trained."""
+        return self.network or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
