@@ -254,6 +254,19 @@ def test_paper_budget_is_the_published_one() -> None:
         assert all((s.batch, s.crop, s.schedule) == (20, None, "constant") for s in stages)
 
 
+def test_the_quick_autoencoder_starts_on_squared_errors() -> None:
+    method = OeSdn(budget="quick", architecture="convolutional", channels=1, size=32, ae_iterations=100)
+    start, ae, _ = method.plan().stages
+    assert (start.trains, ae.trains) == ("ae", "ae")
+    assert (start.iterations, ae.iterations) == (15, 85)
+    networks = method.networks("oe-sdn", method.plan().network)
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        found = method.objective(start, networks)(x, np.random.default_rng(0))
+        wanted = nn.functional.mse_loss(networks["ae"](x), x)
+    assert found.item() == pytest.approx(wanted.item())
+
+
 def test_textures_are_tiled_as_published() -> None:
     spec = OeSdn(fit="crop", size=256).plan().input
     assert spec.tiling is not None
