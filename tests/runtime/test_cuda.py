@@ -16,6 +16,8 @@ from adedge.errors import EngineError, MissingDependency
 from adedge.runtime.cuda import Gpu, Launch, Resources, load_cuda
 from adedge.runtime.kernel_cache import Compiler
 
+pytestmark = pytest.mark.usefixtures("pycuda")
+
 OUT_OF_MEMORY, INVALID_IMAGE, LAUNCH_FAILED = 2, 200, 719
 
 

@@ -16,6 +16,8 @@ from adedge.runtime.kernel_cache import Compiler
 from adedge.scoring import dssim_map
 from adedge.specs import Dssim
 
+pytestmark = pytest.mark.usefixtures("pycuda")
+
 Run = Callable[[Callable[..., Sequence[Launch]], Sequence[np.ndarray], tuple[int, ...]], np.ndarray]
 
 

@@ -24,6 +24,8 @@ from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
 from adedge.specs import Dssim, Gaussian, InputSpec, Opening, ReadyMap, ScoreSpec, Tiling, Uniform
 
+pytestmark = pytest.mark.usefixtures("pycuda")
+
 OUT_OF_MEMORY, LAUNCH_FAILED, INVALID_VALUE = 2, 719, 1
 
 

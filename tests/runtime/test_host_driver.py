@@ -13,6 +13,8 @@ import pytest
 from adedge.errors import EngineError
 from adedge.runtime.cuda_graph import Graph, Mark
 
+pytestmark = pytest.mark.usefixtures("pycuda")
+
 
 @pytest.fixture
 def cuda(driver: Any) -> Iterator[Any]:
@@ -54,6 +56,12 @@ def test_without_a_test_there_is_no_device(loaded_driver: Any) -> None:
 
     with pytest.raises(cuda.Error, match="no CUDA-capable device"):
         cuda.init()
+
+
+def test_pytorch_beside_it_sees_no_gpu_and_does_not_complain(loaded_driver: Any) -> None:
+    """Tests that train run in the same process."""
+    torch = pytest.importorskip("torch", reason="asks PyTorch for a GPU")
+    assert not torch.cuda.is_available()
 
 
 def test_work_on_a_stream_waits_until_somebody_waits_for_it(cuda: Any, driver: Any, scale: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from adedge.runtime.kernel_cache import Compiler
 
-HOST_CUDA = Path(__file__).resolve().parents[1] / "host_cuda"
+HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
 
 OUT_OF_MEMORY, LAUNCH_FAILED, INVALID_VALUE = 2, 719, 1
 LIVE = ("allocations", "host_allocations", "streams", "events", "modules", "graphs", "executables")
@@ -67,10 +67,15 @@ def _missing(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
-    """The stand-in, compiled, and loaded before pycuda, which then finds no other libcuda."""
+def pycuda() -> None:
+    """For tests that need pycuda."""
     if importlib.util.find_spec("pycuda") is None:
         _missing("pycuda is not installed: pip install $(.ci/build-pycuda PYTHON)")
+
+
+@pytest.fixture(scope="session")
+def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
+    """The stand-in, compiled, and loaded before pycuda, which then finds no other libcuda."""
     if shutil.which("g++") is None:
         _missing("g++, which compiles the stand-in for libcuda, is not installed")
     if "libcuda.so" in Path("/proc/self/maps").read_text():

@@ -1,0 +1,124 @@
+"""The GPU benchmark from its arguments to its report, on the stand-in driver: its figures mean nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adedge.benchmarks import gpu as benchmark
+from adedge.errors import EngineError
+from adedge.runtime.cuda import Gpu, load_cuda
+from adedge.runtime.kernel_cache import Compiler
+from adedge.scoring import maps_and_scores
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and buffers that a processor gets through."""
+    monkeypatch.setattr(benchmark, "SHAPE", (3, 24, 32))
+    monkeypatch.setattr(benchmark, "CACHE_BYTES", 1 << 15)
+    spec = benchmark.NETWORK_INPUT.model_copy(update={"height": 24, "width": 32})
+    monkeypatch.setattr(benchmark, "NETWORK_INPUT", spec)
+
+    def composition(n: int, rounds: int, ours: float) -> benchmark.Row:
+        raise EngineError("PyTorch sees no GPU")  # and shall not look for one where the stand-in pretends to be it
+
+    monkeypatch.setattr(benchmark, "time_composition", composition)
+
+
+@pytest.fixture
+def device(driver: Any, host_compiler: Compiler, tmp_path: Path) -> Any:
+    device = benchmark.Device(host_compiler, tmp_path)
+    yield device
+    device.close()
+
+
+def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_compiler: Compiler, tmp_path: Path) -> None:
+    report = benchmark.measure(
+        device, rounds=1, batch=2, cuda=lambda: Gpu(load_cuda("the loop"), compiler=host_compiler, cache=tmp_path)
+    )
+    assert [check.passed for check in report.checks] == [True] * 4
+    names = " ".join(row.name for row in report.rows)
+    assert all(name in names for name in ("batch 1", "batch 2", "1920 x 1080", "3840 x 2160"))
+    left_out = " ".join(report.left_out)
+    for name in ("PyTorch at batch 1", "PyTorch at batch 2"):
+        assert name in left_out
+    loops = sum("frame loop" in row.name for row in report.rows)
+    assert loops == (0 if importlib.util.find_spec("pycuda") is None else 2)
+    assert all(row.microseconds > 0 and row.samples for row in report.rows if "loop" not in row.name)
+    page = report.markdown()
+    assert "Host driver (no GPU), sm_87, driver for CUDA 13.0" in page
+    assert page.count("| ok |") == 4
+
+
+def test_a_kernel_that_differs_is_reported_and_not_timed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(spec: Any, outputs: Any) -> Any:
+        maps, scores = maps_and_scores(spec, outputs)
+        return maps + np.float32(0.01), scores
+
+    monkeypatch.setattr(benchmark, "maps_and_scores", wrong)
+    check, row = benchmark.time_scoring(device, 2, 1, 1e9)
+    assert not check.passed
+    assert check.difference == pytest.approx(0.01, rel=0.1)
+    assert row is None
+    report = benchmark.Report(facts={}, checks=[check], rows=[], left_out=[])
+    assert "| DIFFERS |" in report.markdown()
+
+
+def test_nothing_is_left_on_the_device(device: Any, driver: Any) -> None:
+    benchmark.time_preprocess(device, 48, 64, 1, 1e9)
+    assert driver.live().get("allocations", 0) == 0
+
+
+def test_a_failed_call_is_named(device: Any, driver: Any) -> None:
+    driver.fail("cuMemAlloc_v2", 2)
+    with pytest.raises(EngineError, match=r"cuMemAlloc_v2 failed: out of memory \(2\)"):
+        device.allocate(8)
+
+
+def test_composition_in_pytorch_is_the_reference() -> None:
+    """Only then is its time one to compare with."""
+    torch = pytest.importorskip("torch", reason="composes the score in PyTorch")
+    a, b = benchmark.pictures(2, 0), benchmark.pictures(2, 1)
+    _, wanted = maps_and_scores(benchmark.SCORE, [a, b])
+    got = benchmark.composed(torch.from_numpy(a), torch.from_numpy(b))
+    np.testing.assert_allclose(got.numpy(), wanted, atol=1e-4)
+
+
+def test_not_a_number_is_no_agreement() -> None:
+    assert not benchmark.Check(name="x", difference=float("nan"), allowed=1.0).passed
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--batch", "-1"], ["--rounds", "many"], ["--quick"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_gpu_is_one_sentence(loaded_driver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main([]) == 1
+    assert "error: cuInit failed: no CUDA-capable device is detected" in capsys.readouterr().err
+
+
+def test_the_command_writes_its_samples(
+    driver: Any,
+    host_compiler: Compiler,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "find_compiler", lambda: host_compiler)
+    monkeypatch.setattr("adedge.runtime.cuda.find_compiler", lambda: host_compiler)
+    monkeypatch.setenv("ADEDGE_CACHE", str(tmp_path))
+    output = tmp_path / "gpu.json"
+    assert benchmark.main(["--rounds", "1", "--batch", "2", "--output", str(output)]) == 0
+    written = json.loads(output.read_text())
+    assert {len(row["samples"]) for row in written["rows"]} == {1}
+    assert "| machine | |" in capsys.readouterr().out
