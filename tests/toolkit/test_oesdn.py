@@ -292,5 +292,5 @@ def test_registry_refuses_a_name_twice_and_lists_the_known_ones() -> None:
     assert method_named("oesdn") is OeSdn
     with pytest.raises(UsageError, match="already registered"):
         register("oesdn", "adedge.methods.oesdn:OeSdn")
-    with pytest.raises(UsageError, match="choose from oesdn"):
+    with pytest.raises(UsageError, match="choose from .*oesdn"):
         method_named("oesnd")

@@ -349,7 +349,7 @@ class OeSdn(Model):
         """Neither stage needs more than the networks."""
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
-        """Equation 1 with DSSIM for the AE, but for its start; equation 5 with MSD for the OE-SDN, whose AE is frozen."""
+        """Equation 1 with DSSIM for the AE after its start; equation 5 with MSD for the OE-SDN, whose AE is frozen."""
         ae = networks["ae"]
         if stage.name == "ae-start":
             return lambda x, rng: msd_loss(ae(x), x)

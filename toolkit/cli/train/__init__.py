@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 from adedge.cli import app
-from adedge.cli.train.hfr import hfr
-from adedge.cli.train.mkd import mkd
-from adedge.cli.train.oesdn import oesdn
-from adedge.cli.train.students import students
+from adedge.cli.train.hfr import train_hfr
+from adedge.cli.train.mkd import train_mkd
+from adedge.cli.train.oesdn import train_oesdn
+from adedge.cli.train.students import train_students
 
 command = typer.Typer(no_args_is_help=True, help="Train a detector on pictures of good parts and write a bundle.")
 app.add_typer(command, name="train")
-command.command("oesdn")(oesdn)
-command.command("hfr")(hfr)
-command.command("mkd")(mkd)
-command.command("students")(students)
+command.command("oesdn")(train_oesdn)
+command.command("hfr")(train_hfr)
+command.command("mkd")(train_mkd)
+command.command("students")(train_students)

@@ -31,7 +31,7 @@ Encoder = Literal["resnet18", "wide-resnet50-2"]
 Budget = Literal["quick", "paper"]
 
 
-def hfr(
+def train_hfr(
     data: Data,
     output: Output,
     encoder: Annotated[

@@ -31,7 +31,7 @@ Budget = Literal["quick", "paper"]
 Fit = Literal["resize", "crop"]
 
 
-def mkd(
+def train_mkd(
     data: Data,
     output: Output,
     weights: Weights = "torchvision",

@@ -42,7 +42,7 @@ Auxiliary = Literal[
 CHANNELS = {"gray": 1, "rgb": 3}
 
 
-def oesdn(
+def train_oesdn(
     data: Data,
     output: Output,
     variant: Annotated[

@@ -34,7 +34,7 @@ Budget = Literal["quick", "paper"]
 Fit = Literal["resize", "crop"]
 
 
-def students(
+def train_students(
     data: Data,
     output: Output,
     patch: Annotated[
