@@ -21,6 +21,11 @@ namespace {
 
 constexpr float OPACITY = 0.6f;
 
+// No neighbour of weight 0 counts: it may be infinite.
+__device__ __forceinline__ float mixed(float a, float b, float weight) {
+  return weight > 0 ? a * (1 - weight) + b * weight : a;
+}
+
 __device__ __forceinline__ float resized(const float *map, int map_height, int map_width, float y, float x) {
   y = fminf(fmaxf(y, 0.0f), map_height - 1.0f);
   x = fminf(fmaxf(x, 0.0f), map_width - 1.0f);
@@ -29,7 +34,7 @@ __device__ __forceinline__ float resized(const float *map, int map_height, int m
   const float *upper = map + static_cast<long long>(top) * map_width + left;
   const float *lower = down > 0 ? upper + map_width : upper;
   const int right = across > 0 ? 1 : 0;
-  return (upper[0] * (1 - across) + upper[right] * across) * (1 - down) + (lower[0] * (1 - across) + lower[right] * across) * down;
+  return mixed(mixed(upper[0], upper[right], across), mixed(lower[0], lower[right], across), down);
 }
 
 }  // namespace

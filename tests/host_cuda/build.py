@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -51,8 +53,21 @@ def kernel_names(source: Path) -> list[str]:
     return ENTRY.findall(source.read_text())
 
 
-def library(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
-    """The library of one .cu in ``folder``, compiled unless it is there. Raises CalledProcessError where g++ fails."""
+def cache_folder() -> Path:
+    """A folder of this user's that outlives a test run and is shared by tests that run side by side."""
+    folder = Path(tempfile.gettempdir()) / f"adedge-host-cuda-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to somebody else: remove it")
+    return folder
+
+
+def library(source: Path, folder: Path | None = None, *, sanitize: bool = False) -> Path:
+    """The library of one .cu, compiled unless it is in ``folder``, which is `cache_folder` unless given.
+
+    Raises CalledProcessError where g++ fails.
+    """
+    folder = folder or cache_folder()
     flags = (*FLAGS, *(SANITIZERS if sanitize else ("-O2",)))
     digest = hashlib.sha256(" ".join(flags).encode())
     for path in (source, *sorted(source.parent.glob("*.cuh")), *sorted(HERE.glob("*.h")), Path(__file__)):
@@ -61,9 +76,13 @@ def library(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
     if target.exists():
         return target
     entries = "\n".join(f'    host_cuda::make_kernel<{name}>("{name}"),' for name in kernel_names(source))
-    unit = target.with_suffix(".cpp")
+    # Two test runs may compile the same source at once: each under names of its own, renamed when it is complete.
+    unit = target.with_suffix(f".{os.getpid()}.cpp")
     unit.write_text(f'#include "{source}"\n' + EXPORTS.format(kernels=entries))
-    unfinished = target.with_suffix(".part")
+    unfinished = target.with_suffix(f".{os.getpid()}.part")
     includes = ("-include", str(HERE / "host_cuda.h"), "-I", str(HERE))
-    subprocess.run(["g++", *flags, *includes, "-o", str(unfinished), str(unit)], check=True)
-    return unfinished.rename(target)
+    try:
+        subprocess.run(["g++", *flags, *includes, "-o", str(unfinished), str(unit)], check=True)
+        return unfinished.rename(target)
+    finally:
+        unit.unlink()

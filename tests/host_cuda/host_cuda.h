@@ -15,7 +15,6 @@
 #include <deque>
 #include <memory>
 #include <tuple>
-#include <ucontext.h>
 #include <utility>
 #include <vector>
 
@@ -58,6 +57,72 @@ inline int2 make_int2(int x, int y) { return {x, y}; }
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 constexpr int warpSize = 32;
 
+// Push what a callee must keep, leave the stack pointer at *save, and go on with the stack of ``to``. The contexts of
+// <ucontext.h> would ask the system to change signal masks at every switch, which takes most of a test's time.
+extern "C" void host_cuda_switch(void **save, void *to) __attribute__((visibility("hidden")));
+#if defined(__x86_64__)
+asm(R"(
+.text
+.hidden host_cuda_switch
+.globl host_cuda_switch
+.type host_cuda_switch, @function
+host_cuda_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+constexpr int FRAME = 8;   // words of a suspended stack: registers, where to return to, and a caller that is not there
+constexpr int RETURN = 6;  // the word that says where to
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.hidden host_cuda_switch
+.globl host_cuda_switch
+.type host_cuda_switch, %function
+host_cuda_switch:
+  stp x29, x30, [sp, #-160]!
+  stp x19, x20, [sp, #16]
+  stp x21, x22, [sp, #32]
+  stp x23, x24, [sp, #48]
+  stp x25, x26, [sp, #64]
+  stp x27, x28, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp, #16]
+  ldp x21, x22, [sp, #32]
+  ldp x23, x24, [sp, #48]
+  ldp x25, x26, [sp, #64]
+  ldp x27, x28, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  ldp x29, x30, [sp], #160
+  ret
+)");
+constexpr int FRAME = 20;
+constexpr int RETURN = 1;
+#else
+#error "fibers are written for x86-64 and 64-bit Arm"
+#endif
+
 namespace host_cuda {
 
 constexpr size_t STACK = 256 << 10;  // bytes of a thread's stack
@@ -66,8 +131,8 @@ constexpr unsigned WARP = 32;
 enum class State { ready, at_block_barrier, at_warp_barrier, finished };
 
 struct Fiber {
-  ucontext_t context;
   std::unique_ptr<char[]> stack{new char[STACK]};
+  void *stack_pointer = nullptr;
   State state = State::finished;
   unsigned thread = 0;  // of the block, x fastest
   int line = 0;         // of the barrier it waits at
@@ -80,7 +145,7 @@ struct Block {
   unsigned threads = 0;
   unsigned started = 0;
   bool reverse = false;
-  ucontext_t scheduler;
+  void *scheduler = nullptr;  // its stack pointer while a fiber runs
   void *scheduler_sanitizer = nullptr;
   const void *scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
@@ -91,12 +156,12 @@ struct Block {
 };
 static Block block;
 
-// Hand control to another context; address sanitizer has to know whose stack is in use.
-inline void leave(ucontext_t *from, ucontext_t *to, void **fake, const void *stack, size_t size) {
+// Hand control to another stack; address sanitizer has to know which is in use.
+inline void leave(void **from, void *to, void **fake, const void *stack, size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(fake, stack, size);
 #endif
-  swapcontext(from, to);
+  host_cuda_switch(from, to);
   (void)fake, (void)stack, (void)size;
 }
 inline void arrive(void *fake, const void **stack, size_t *size) {
@@ -113,7 +178,7 @@ inline void place(unsigned thread) {
 }
 
 inline void suspend(Fiber &fiber) {
-  leave(&fiber.context, &block.scheduler, &fiber.sanitizer, block.scheduler_stack, block.scheduler_stack_size);
+  leave(&fiber.stack_pointer, block.scheduler, &fiber.sanitizer, block.scheduler_stack, block.scheduler_stack_size);
   arrive(fiber.sanitizer, nullptr, nullptr);
 }
 
@@ -140,7 +205,7 @@ inline void run_threads() {
 inline void resume(Fiber &fiber) {
   block.running = &fiber;
   if (fiber.state != State::finished) place(fiber.thread);
-  leave(&block.scheduler, &fiber.context, &block.scheduler_sanitizer, fiber.stack.get(), STACK);
+  leave(&block.scheduler, fiber.stack_pointer, &block.scheduler_sanitizer, fiber.stack.get(), STACK);
   arrive(block.scheduler_sanitizer, nullptr, nullptr);
 }
 
@@ -148,10 +213,12 @@ inline Fiber &idle_fiber() {
   for (Fiber &fiber : block.fibers)
     if (fiber.state == State::finished) return fiber;
   Fiber &fiber = block.fibers.emplace_back();
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = STACK;
-  makecontext(&fiber.context, run_threads, 0);
+  // As if run_threads had been switched away from at its very beginning.
+  auto end = reinterpret_cast<uintptr_t>(fiber.stack.get() + STACK) / 16 * 16;
+  auto words = reinterpret_cast<uintptr_t *>(end) - FRAME;
+  for (int i = 0; i < FRAME; i++) words[i] = 0;
+  words[RETURN] = reinterpret_cast<uintptr_t>(&run_threads);
+  fiber.stack_pointer = words;
   return fiber;
 }
 
