@@ -19,14 +19,16 @@ from adedge.runtime.engines import EngineRecord
 from adedge.runtime.overlay import SheetRow, picture_sheet
 from adedge.specs import Model
 
-REFERENCE = "pytorch/fp32"
 SHOWN = 8  # pictures in a sheet of heat maps, more where verdicts differ
 HEAD = ("engine", "network p50", "frame p50", "frame p99", "verdict p50", "frames/s", "AUROC", "95% interval")
-HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "flips against PyTorch")
+HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "flips")
 
 
 class Report(Model):
-    """report.json: what was measured, on what, and with which call; latencies in milliseconds, one frame at a time."""
+    """report.json: what was measured, on what, and with which call; latencies in milliseconds, one frame at a time.
+
+    ``reference`` is the contender that flips are counted against.
+    """
 
     report_version: int = 1
     bundle: str
@@ -37,6 +39,7 @@ class Report(Model):
     threads: int
     input: tuple[int, int, int]
     resident_mib: float
+    reference: str = "pytorch/fp32"
     machine: dict[str, str]
     latency: dict[str, Latency]
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
@@ -46,14 +49,15 @@ class Report(Model):
 
 def headline(report: Report) -> str:
     """The one sentence that the report is for."""
-    judged = {name: a for name, a in report.accuracy.items() if name != REFERENCE and a.flips is not None}
+    model = "PyTorch model" if report.reference.startswith("pytorch/") else f"imported model ({report.reference})"
+    judged = {name: a for name, a in report.accuracy.items() if name != report.reference and a.flips is not None}
     if not judged:
-        return "Latency only: no labelled pictures, or no thresholds, to compare verdicts with PyTorch's."
+        return f"Latency only: no labelled pictures, or no thresholds, to compare verdicts with the {model}'s."
     pictures = next(iter(judged.values())).pictures
     flips = ", ".join(f"{a.flips} ({name})" for name, a in judged.items())
     if all(a.flips == 0 for a in judged.values()):
-        return f"Every engine decides as the PyTorch model did on all {pictures} pictures."
-    return f"Of {pictures} pictures, so many are decided otherwise than by the PyTorch model: {flips}."
+        return f"Every engine decides as the {model} did on all {pictures} pictures."
+    return f"Of {pictures} pictures, so many are decided otherwise than by the {model}: {flips}."
 
 
 def rows(report: Report) -> list[list[str]]:
@@ -204,6 +208,7 @@ def _facts(report: Report) -> list[list[str]]:
         facts["data digest"] = report.data_digest
     channels, height, width = report.input
     facts["input"] = f"{width} × {height} × {channels}"
+    facts["flips are against"] = report.reference
     facts["threads"] = str(report.threads)
     facts["resident memory"] = f"{report.resident_mib:.0f} MiB with all contenders loaded"
     if report.latency:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 from adedge.errors import BundleError, EngineError, MissingDependency
 
 try:
     import onnx
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 except ModuleNotFoundError as error:
     raise MissingDependency("onnx", "export", "reading and writing ONNX graphs") from error
 
-__all__ = ["GraphProto", "ModelProto", "NodeProto", "TensorProto", "helper", "numpy_helper"]
+__all__ = ["GraphProto", "ModelProto", "NodeProto", "TensorProto", "ValueInfoProto", "helper", "numpy_helper"]
 
 # Opset 17 is the newest that the parsers of TensorRT 8.5 and 8.6 know; FP16 scales of Q/DQ came with opset 19.
 OPSET = 17
@@ -26,6 +27,26 @@ def parse(graph: bytes) -> ModelProto:
         return onnx.load_model_from_string(graph)
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
         raise BundleError("the graph is not a readable ONNX file: export it again") from exc
+
+
+def load(path: Path) -> ModelProto:
+    """An ONNX file with the weights that lie in files beside it. Raises `EngineError` where one cannot be read."""
+    try:
+        return onnx.load(path)
+    except Exception as exc:  # the protobuf library's own exception class differs between its versions
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise EngineError(f"{path} cannot be read as ONNX ({reason}): export it again, weights included") from exc
+
+
+def renamed(model: ModelProto, prefix: str) -> ModelProto:
+    """A copy in which every name of a tensor or node, in inner graphs too, begins with ``prefix``."""
+    return onnx.compose.add_prefix(model, prefix)
+
+
+def frames_at_once(graph: bytes, wanted: int) -> int:
+    """``wanted``, or the number of frames that a graph without a dynamic batch takes."""
+    batch = parse(graph).graph.input[0].type.tensor_type.shape.dim[0]
+    return int(batch.dim_value) if batch.HasField("dim_value") else wanted
 
 
 def serialise(model: ModelProto) -> bytes:

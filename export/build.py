@@ -84,7 +84,7 @@ def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
     if graph is None:
         raise BundleError(f"{path} is not described in bundle.json: run 'adedge export {bundle.path}' again")
     for what, name, digest in (
-        ("weights", "weights.safetensors", graph.weights_sha256),
+        ("weights", bundle.manifest.weights, graph.weights_sha256),
         ("INT8 ranges", "ranges.json", graph.ranges_sha256),
     ):
         file = bundle.manifest.files.get(name)

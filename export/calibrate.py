@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Normalisation, Threshold
+from adedge.bundle import IMPORTED, Bundle, Normalisation, Threshold
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
 from adedge.datasets import Dataset, Sample
 from adedge.errors import AdedgeError, DataError
@@ -26,6 +26,7 @@ from adedge.export.graphs import (
     graph_files,
     is_new,
     json_from_ranges,
+    onnxruntime_backend,
     require_packages,
     run_with_onnxruntime,
     store,
@@ -37,7 +38,6 @@ from adedge.methods import load_detector
 from adedge.pictures import conform
 from adedge.runtime.backend import Backend, FakeBackend
 from adedge.runtime.engines import engines_in, load_engine, read_record
-from adedge.runtime.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
 from adedge.scoring import maps_and_scores
@@ -81,7 +81,7 @@ def calibrate(
 ) -> Calibrated:
     """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs: stored together or not at all.
 
-    ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted for PyTorch, for ONNX Runtime in every
+    ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted for the reference, ONNX Runtime in every
     precision, and for other engines of the bundle that run on this machine. Raises `DataError` (too few pictures,
     unusable ones), `GateError`, `BundleError`, `EngineError`, `MissingDependency`.
     """
@@ -111,12 +111,13 @@ def calibrate(
             finally:
                 backend.close()
 
-        reference = scores_of("pytorch/fp32", pytorch_backend(bundle))
-        thresholds = {"pytorch/fp32": threshold(reference)}
+        reference = scores_of(manifest.reference, reference_backend(bundle))
+        thresholds = {manifest.reference: threshold(reference)}
         for precision in PRECISIONS:
             graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = f"onnxruntime/{precision}"
-            thresholds[name] = threshold(scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH)))
+            if name not in thresholds:
+                thresholds[name] = threshold(scores_of(name, onnxruntime_backend(graph)))
 
         # Flips are counted against the thresholds that are about to be stored.
         fitted = manifest.but(normalisation=_normalisation(reference), thresholds=thresholds)
@@ -227,8 +228,12 @@ def score_pictures(
     return np.array(scores, np.float32)
 
 
-def pytorch_backend(bundle: Bundle) -> Backend:
-    """The trained networks in PyTorch behind the interface of an engine."""
+def reference_backend(bundle: Bundle) -> Backend:
+    """What flips are counted against, behind the interface of an engine: the networks in PyTorch, or the graph that a
+    detector came as in ONNX Runtime.
+    """
+    if bundle.manifest.method == IMPORTED:
+        return onnxruntime_backend(bundle.file(bundle.manifest.weights).read_bytes())
     import torch
 
     module = load_detector(bundle)

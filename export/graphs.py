@@ -158,7 +158,7 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
             inputs=tuple(value.name for value in model.graph.input),
             outputs=tuple(value.name for value in model.graph.output),
             with_scoring=scored,
-            weights_sha256=bundle.manifest.files["weights.safetensors"].sha256,
+            weights_sha256=bundle.manifest.files[bundle.manifest.weights].sha256,
             ranges_sha256=_sha256(json_from_ranges(ranges)) if precision == "int8" and ranges is not None else None,
             difference=found,
             notes=notes,
@@ -222,7 +222,7 @@ def run_with_onnxruntime(graph: bytes) -> Run:
 
     def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         parts = []
-        with OnnxRuntimeBackend(graph, batch=min(BATCH, len(frames))) as backend:
+        with onnxruntime_backend(graph, min(BATCH, len(frames))) as backend:
             for start in range(0, len(frames), backend.batch):
                 part = frames[start : start + backend.batch]
                 backend.input[: len(part)] = part
@@ -231,6 +231,13 @@ def run_with_onnxruntime(graph: bytes) -> Run:
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     return run
+
+
+def onnxruntime_backend(graph: bytes, batch: int = BATCH) -> OnnxRuntimeBackend:
+    """A graph in ONNX Runtime, for ``batch`` frames at once if it takes as many as one likes."""
+    from adedge.calibration.graph import frames_at_once
+
+    return OnnxRuntimeBackend(graph, batch=frames_at_once(graph, batch))
 
 
 def emulate_fp16(bundle: Bundle, fp32: bytes) -> Difference:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
-from adedge.bundle import Bundle
-from adedge.calibration.graph import OPSET, ModelProto, opset_of, serialise
+from adedge.bundle import IMPORTED, Bundle
+from adedge.calibration.graph import OPSET, ModelProto, convert_opset, opset_of, parse, serialise
 from adedge.errors import EngineError, MissingDependency
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
@@ -31,15 +31,24 @@ def export_fp32(bundle: Bundle, *, opset: int = OPSET, with_scoring: bool = Fals
     The same bundle and the same PyTorch give the same bytes. Raises `BundleError` where the weights were changed,
     `EngineError` where the network cannot be expressed in ``opset``, `MissingDependency`.
     """
-    from adedge.methods import load_detector
-
     manifest = bundle.manifest
-    graph = graph_from_module(load_detector(bundle), manifest.input, output_names(manifest.score), opset=opset)
+    if manifest.method == IMPORTED:
+        graph = _imported(bundle, opset)
+    else:
+        from adedge.methods import load_detector
+
+        graph = graph_from_module(load_detector(bundle), manifest.input, output_names(manifest.score), opset=opset)
     if with_scoring:
         from adedge.export.scoring_graph import append_scoring
 
         return append_scoring(graph, manifest.score, manifest.input)
     return graph
+
+
+def _imported(bundle: Bundle, opset: int) -> bytes:
+    """The graph that a detector came as, in a newer opset where one is asked for."""
+    model = parse(bundle.file(bundle.manifest.weights).read_bytes())
+    return serialise(convert_opset(model, opset))
 
 
 def output_names(score: ScoreSpec) -> tuple[str, ...]:

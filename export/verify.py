@@ -90,7 +90,7 @@ def difference(bundle: Bundle, run: Run, *, threshold: str | None = None, scored
 
     ``run`` takes network input (N, C, H, W) float32 and gives the network's outputs, or with ``scored`` maps (N, H, W)
     and scores (N,). ``threshold`` is the key of the threshold that goes with it, as "onnxruntime/int8"; flips are
-    counted where the bundle has it and the one of "pytorch/fp32". Raises `GateError` where an output is not finite.
+    counted where the bundle has it and the one of its reference. Raises `GateError` where an output is not finite.
     """
     manifest = bundle.manifest
     golden = read_golden(bundle)
@@ -133,7 +133,7 @@ def _flips(
     bundle: Bundle, expected: NDArray[np.float32], scores: NDArray[np.float32], threshold: str | None
 ) -> int | None:
     thresholds = bundle.manifest.thresholds
-    reference = thresholds.get("pytorch/fp32")
+    reference = thresholds.get(bundle.manifest.reference)
     own = thresholds.get(threshold) if threshold is not None else None
     if reference is None or own is None:
         return None

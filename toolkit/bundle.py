@@ -3,9 +3,9 @@
     bottle.adedge/
       bundle.json            this file's `Manifest`: schema version, specs, thresholds, provenance, sha256 of every file
       bundle.sig             optional Ed25519 signature of bundle.json (see `adedge.signing`)
-      weights.safetensors    the trained networks
+      weights.safetensors    the trained networks; or imported.onnx, a detector that came as a graph
       training.json          digests of the pictures it was trained on, loss history
-      golden.npz             frames with the maps and scores that PyTorch gave them
+      golden.npz             frames with the maps and scores that PyTorch gave them (of a graph: ONNX Runtime)
       model.<precision>.onnx, scored.<precision>.onnx
       ranges.json            INT8 ranges and the digest of the pictures they come from
       engines/<target>-<precision>/  the plan and engine.json
@@ -38,6 +38,7 @@ from adedge.specs import InputSpec, Model, ScoreSpec
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.sig"
+IMPORTED = "imported"  # the method of a detector that came as an ONNX file
 
 
 class FileRecord(Model):
@@ -132,6 +133,16 @@ class Manifest(Model):
     graphs: dict[str, Graph] = Field(default_factory=dict)
     provenance: Provenance
     files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @property
+    def weights(self) -> str:
+        """The file that every graph is made from: the trained networks, or a detector that came as a graph."""
+        return "imported.onnx" if self.method == IMPORTED else "weights.safetensors"
+
+    @property
+    def reference(self) -> str:
+        """What thresholds and flips are counted against: PyTorch, or ONNX Runtime where there is no PyTorch model."""
+        return "onnxruntime/fp32" if self.method == IMPORTED else "pytorch/fp32"
 
     def but(self, **changes: Any) -> Manifest:
         """A copy with ``changes``, validated."""
@@ -331,6 +342,7 @@ _REMEDY: Mapping[str, str] = {
     "ranges": "run 'adedge calibrate' first",
     "golden": "run 'adedge train' again",
     "weights": "run 'adedge train' again",
+    "imported": "run 'adedge import' again",
 }
 
 

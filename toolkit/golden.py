@@ -1,4 +1,4 @@
-"""The golden frames: what PyTorch says of a few pictures, kept in the bundle as every graph's and engine's self-test.
+"""The golden frames: what a detector says of a few pictures, kept in the bundle as each graph's and engine's self-test.
 
 golden.npz: frames uint8 (N, H, W, C) in the spec's colour order; labels int8 (N,), 1 anomalous; maps float32 (N, H, W);
 scores float32 (N,); masks uint8 (N, H, W) where the defects' pixels are known.
@@ -9,20 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Manifest
 from adedge.datasets import Dataset, Sample
 from adedge.errors import DataError
-from adedge.methods import predict
 from adedge.pictures import conform
 from adedge.specs import InputSpec
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PER_LABEL = 16
 
@@ -65,9 +59,8 @@ def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
     )
 
 
-def golden_file(module: nn.Module, manifest: Manifest, golden: GoldenFrames) -> bytes:
-    """The bytes of golden.npz: the frames with what ``module`` makes of them."""
-    maps, scores = predict(module, manifest, golden.frames)
+def golden_file(golden: GoldenFrames, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> bytes:
+    """The bytes of golden.npz: the frames with the maps (N, H, W) and scores (N,) that the detector gave them."""
     arrays = {"frames": golden.frames, "labels": golden.labels, "maps": maps, "scores": scores}
     if golden.masks is not None:
         arrays["masks"] = golden.masks.astype(np.uint8)

@@ -31,7 +31,7 @@ from adedge.checkpoint import Checkpoint, LossRecord, Position
 from adedge.datasets import Dataset, Sample, load_dataset
 from adedge.errors import DataError, UsageError
 from adedge.golden import choose_frames, golden_file, require_size
-from adedge.methods import Method, Plan, Stage, input_from_frames
+from adedge.methods import Method, Plan, Stage, input_from_frames, predict
 from adedge.pictures import conform
 from adedge.specs import InputSpec
 
@@ -94,7 +94,7 @@ def train(
         run.finish(checkpoint, every_s=checkpoint_every_s, progress=progress)
         manifest = _manifest(method, plan, dataset, seed=seed, device=device, amp=amp)
         module = method.deploy(networks.cpu()).eval()
-        golden_data = golden_file(module, manifest, golden)
+        golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
     training = {
         "pictures": [sample.digest for sample in dataset.train],
         "history": [record.model_dump() for record in run.position.history],

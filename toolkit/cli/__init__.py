@@ -15,14 +15,14 @@ from typer.core import TyperGroup
 from adedge.errors import AdedgeError
 
 # Each module adds its command to `app`; the order is the order of use, and the order in --help.
-COMMANDS = ("demo", "train", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
+COMMANDS = ("demo", "train", "import_", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
 
 
 class _InOrderOfUse(TyperGroup):
     """Typer would list the commands that have sub-commands last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        modules = [module.replace("_", "-") for module in COMMANDS]
+        modules = [module.rstrip("_").replace("_", "-") for module in COMMANDS]
         return sorted(self.commands, key=lambda name: modules.index(name) if name in modules else len(modules))
 
 

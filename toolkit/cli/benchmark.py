@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from adedge.bundle import Bundle
+from adedge.bundle import IMPORTED, Bundle
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
 from adedge.errors import AdedgeError, DataError, EngineError
@@ -40,7 +40,11 @@ def benchmark(
         Path | None, typer.Option("--output", "-o", help="Folder for the report.  [default: reports/ in the bundle]")
     ] = None,
     reference: Annotated[
-        bool, typer.Option(help="Also run PyTorch on the pictures: the reference that flips are counted against.")
+        bool,
+        typer.Option(
+            help="Also run PyTorch on the pictures (of an imported model: ONNX Runtime): the reference that flips are "
+            "counted against."
+        ),
     ] = True,
     require_signature: Annotated[
         Path | None, typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by KEY.")
@@ -56,7 +60,7 @@ def benchmark(
     from adedge.benchmarks.plots import require_matplotlib
 
     require_matplotlib()
-    if reference and data is not None:
+    if reference and data is not None and opened.manifest.method != IMPORTED:
         from adedge.methods import require_torch
 
         require_torch()
@@ -138,7 +142,7 @@ def _measure(
     from adedge.benchmarks.accuracy import accuracy, masks_at_map_size, score_samples
     from adedge.benchmarks.latency import Contender, measure_latency
     from adedge.benchmarks.machine import has_int8_instructions, machine_facts
-    from adedge.benchmarks.report import REFERENCE, Report, heat_maps, telling_pictures
+    from adedge.benchmarks.report import Report, heat_maps, telling_pictures
     from adedge.datasets import load_dataset
     from adedge.export.verify import read_golden
     from adedge.runtime.engines import read_record
@@ -164,12 +168,13 @@ def _measure(
 
         scored = {}
         contenders = list(engines)
-        if reference:
-            from adedge.export.calibrate import pytorch_backend
+        if reference and manifest.reference not in {engine.name for engine in engines}:
+            from adedge.export.calibrate import reference_backend
 
-            threshold = manifest.thresholds.get(REFERENCE)
+            threshold = manifest.thresholds.get(manifest.reference)
             value = threshold.value if threshold else None
-            contenders.insert(0, Contender(name=REFERENCE, backend=pytorch_backend(bundle), threshold=value))
+            backend = reference_backend(bundle)
+            contenders.insert(0, Contender(name=manifest.reference, backend=backend, threshold=value))
         with progress("accuracy") as step:
             for contender in contenders:
                 scored[contender.name] = score_samples(contender, samples, manifest.input, manifest.score, step)
@@ -177,7 +182,7 @@ def _measure(
         masks = masks_at_map_size(samples, scored[contenders[0].name].maps)
         if masks is None:
             notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
-        found = {name: accuracy(one, labels, masks, scored.get(REFERENCE)) for name, one in scored.items()}
+        found = {name: accuracy(one, labels, masks, scored.get(manifest.reference)) for name, one in scored.items()}
         # The same pictures for all, so that their maps can be compared.
         shown = telling_pictures(samples, scored[contenders[0].name], [one.verdicts for one in scored.values()])
         sheets = {
@@ -197,6 +202,7 @@ def _measure(
         machine=machine_facts(),
         latency=latency,
         accuracy=found,
+        reference=manifest.reference,
         engines={engine.name: read_record(bundle, *_parts(engine.name)) for engine in engines},
         notes=tuple(notes),
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adedge.bundle import Bundle, Difference
+from adedge.bundle import IMPORTED, Bundle, Difference
 from adedge.cli import app
 from adedge.console import output
 from adedge.errors import BundleError
@@ -80,7 +80,10 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
         "score",
         " → ".join(part for part in (comparison.kind + window, filters, manifest.score.reduce) if part),
     )
-    facts.add_row("trained on", f"{source.data}, seed {source.seed}, budget {source.budget}, {source.created}")
+    if manifest.method == IMPORTED:
+        facts.add_row("imported from", f"{source.data}, {source.created}")
+    else:
+        facts.add_row("trained on", f"{source.data}, seed {source.seed}, budget {source.budget}, {source.created}")
     facts.add_row("data digest", source.data_digest)
     facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in sorted(source.versions.items())))
     signed = (

@@ -1,0 +1,429 @@
+"""Detectors that come as ONNX: small graphs built by hand or by PyTorch, whose results are known otherwise."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional as F
+from typer.testing import CliRunner, Result
+
+from adedge.bundle import Bundle
+from adedge.calibration.sensitivity import Limits
+from adedge.cli import app, import_, inspect
+from adedge.datasets import Dataset, load_dataset
+from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
+from adedge.export.build import build_engine
+from adedge.export.calibrate import calibrate
+from adedge.export.graphs import export_graphs
+from adedge.export.imported import Description, detector_from_onnx, import_model
+from adedge.export.verify import network_input
+from adedge.runtime.engines import load_engine
+from adedge.scoring import gaussian_filter
+from adedge.specs import Gaussian, InputSpec
+
+torch.set_num_threads(1)
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey noise; anomalous pictures have a bright square."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for folder, count, bright in (("train/good", 12, False), ("calibration/good", 24, False), ("test/good", 4, False)):
+        _write(root / folder, count, bright, rng)
+    _write(root / "test/spot", 4, True, rng)
+    return root
+
+
+def _write(folder: Path, count: int, bright: bool, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        picture = rng.integers(0, 90, (SIZE, SIZE, 3)).astype(np.uint8)
+        if bright:
+            picture[4:9, 5:10] += 150
+        cv2.imwrite(str(folder / f"{number:03}.png"), picture)
+
+
+@pytest.fixture(scope="module")
+def dataset(data: Path) -> Dataset:
+    return load_dataset(str(data))
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    outputs: list[tuple[str, int, list[Any]]],
+    *,
+    input_shape: tuple[Any, ...] = ("n", 3, SIZE, SIZE),
+    input_type: int = TensorProto.FLOAT,
+    constants: dict[str, np.ndarray] | None = None,
+    inputs: int = 1,
+    opset: int = 17,
+) -> Path:
+    """An ONNX file whose first input is "x"."""
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info(name, input_type, input_shape) for name in ("x", "y", "z")[:inputs]],
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in outputs],
+        [numpy_helper.from_array(values, name) for name, values in (constants or {}).items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.example", 1)], ir_version=8
+    )
+    onnx.save(model, path)
+    return path
+
+
+def mean_map() -> list[onnx.NodeProto]:
+    """ "m": the mean of the channels (N, 1, H, W)."""
+    return [helper.make_node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1)]
+
+
+MAP = ("m", TensorProto.FLOAT, ["n", 1, SIZE, SIZE])
+
+
+def golden_input(bundle_or_spec: InputSpec, frames: np.ndarray) -> np.ndarray:
+    """Preprocessing once more, by its formula."""
+    x = frames.astype(np.float64).transpose(0, 3, 1, 2) * bundle_or_spec.scale
+    for values, undo in ((bundle_or_spec.mean, np.subtract), (bundle_or_spec.std, np.divide)):
+        if values:
+            x = undo(x, np.array(values)[:, None, None])
+    return x
+
+
+def test_a_map(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP])
+    detector = detector_from_onnx(path, Description(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), dataset)
+    assert detector.input == InputSpec(
+        height=SIZE, width=SIZE, channels=3, color="rgb", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+    )
+    expected = golden_input(detector.input, detector.golden.frames).mean(axis=1)
+    np.testing.assert_allclose(detector.maps, expected, atol=1e-5)
+    np.testing.assert_allclose(detector.scores, expected.max(axis=(1, 2)), atol=1e-5)
+    assert detector.score.reduce == "max"
+    assert detector.notes == ()
+    assert np.mean(detector.scores[detector.golden.labels == 1]) > np.mean(detector.scores[detector.golden.labels == 0])
+
+
+def test_filters_and_mean(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP])
+    detector = detector_from_onnx(path, Description(filters=(Gaussian(sigma=2),), reduce="mean"), dataset)
+    expected = gaussian_filter(golden_input(detector.input, detector.golden.frames).mean(axis=1), 2)
+    np.testing.assert_allclose(detector.maps, expected, atol=1e-5)
+    np.testing.assert_allclose(detector.scores, expected.mean(axis=(1, 2)), atol=1e-5)
+
+
+def test_a_small_map_without_channels_is_resized(tmp_path: Path, dataset: Dataset) -> None:
+    nodes = [
+        *mean_map(),
+        helper.make_node("AveragePool", ["m"], ["p"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Squeeze", ["p", "axes"], ["small"]),
+    ]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("small", TensorProto.FLOAT, ["n", "h", "w"])],
+        constants={"axes": np.array([1])},
+    )
+    detector = detector_from_onnx(path, Description(), dataset)
+    means = golden_input(detector.input, detector.golden.frames).mean(axis=1)
+    small = means.reshape(len(means), 4, 4, 4, 4).mean(axis=(2, 4)).astype(np.float32)
+    expected = np.stack([cv2.resize(one, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) for one in small])
+    np.testing.assert_allclose(detector.maps, expected, atol=1e-5)
+
+
+def test_a_score_alone_gets_a_flat_map(tmp_path: Path, dataset: Dataset) -> None:
+    nodes = [helper.make_node("ReduceMax", ["x"], ["s"], axes=[1, 2, 3], keepdims=0)]
+    path = save(tmp_path / "m.onnx", nodes, [("s", TensorProto.FLOAT, ["n"])])
+    detector = detector_from_onnx(path, Description(), dataset)
+    expected = golden_input(detector.input, detector.golden.frames).max(axis=(1, 2, 3))
+    assert detector.score.reduce == "output"
+    np.testing.assert_allclose(detector.scores, expected, atol=1e-6)
+    np.testing.assert_allclose(detector.maps, np.broadcast_to(expected[:, None, None], detector.maps.shape), atol=1e-6)
+
+
+def anomalib_like(path: Path, **options: Any) -> Path:
+    """Four outputs as anomalib's: pred_score, pred_label, anomaly_map, pred_mask."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["anomaly_map"], axes=[1], keepdims=1),
+        helper.make_node("ReduceMax", ["anomaly_map"], ["pred_score"], axes=[2, 3], keepdims=0),
+        helper.make_node("Greater", ["anomaly_map", "half"], ["pred_mask"]),
+        helper.make_node("Greater", ["pred_score", "half"], ["pred_label"]),
+    ]
+    outputs = [
+        ("pred_score", TensorProto.FLOAT, ["n", 1]),
+        ("pred_label", TensorProto.BOOL, ["n", 1]),
+        ("anomaly_map", TensorProto.FLOAT, ["n", 1, "h", "w"]),
+        ("pred_mask", TensorProto.BOOL, ["n", 1, "h", "w"]),
+    ]
+    return save(path, nodes, outputs, constants={"half": np.array(0.5, np.float32)}, **options)
+
+
+def test_of_several_outputs_it_is_asked_which(tmp_path: Path, dataset: Dataset) -> None:
+    path = anomalib_like(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"has 4 outputs, pred_score \(n × 1\), pred_label .*say which .*--map NAME"):
+        detector_from_onnx(path, Description(), dataset)
+    with pytest.raises(UsageError, match="has no output 'heat' for --map: it has pred_score"):
+        detector_from_onnx(path, Description(map="heat"), dataset)
+    detector = detector_from_onnx(path, Description(map="anomaly_map", score="pred_score"), dataset)
+    assert detector.score.reduce == "output"
+    assert {node.op_type for node in onnx.load_from_string(detector.graph).graph.node}.isdisjoint({"Greater"})
+    np.testing.assert_allclose(detector.scores, detector.maps.max(axis=(1, 2)), atol=1e-6)
+
+
+def test_of_a_picture_of_any_size_it_is_asked_which(tmp_path: Path, dataset: Dataset) -> None:
+    path = anomalib_like(tmp_path / "m.onnx", input_shape=("n", 3, "h", "w"))
+    with pytest.raises(
+        UsageError, match=r"x \(n × 3 × h × w\) takes pictures of any size: say which with --input-size"
+    ):
+        detector_from_onnx(path, Description(map="anomaly_map"), dataset)
+    detector = detector_from_onnx(path, Description(map="anomaly_map", size=(24, 32)), dataset)
+    assert detector.maps.shape[1:] == (24, 32)
+
+
+def test_a_graph_for_one_frame_gets_a_dynamic_batch_where_it_can(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP], input_shape=(1, 3, SIZE, SIZE))
+    detector = detector_from_onnx(path, Description(), dataset)
+    assert detector.notes == ()
+    assert onnx.load_from_string(detector.graph).graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+@pytest.mark.parametrize("mixes", [False, True], ids=["fails", "mixes frames"])
+def test_a_graph_that_takes_one_frame_only_says_so_and_goes_the_whole_way(
+    tmp_path: Path, dataset: Dataset, mixes: bool
+) -> None:
+    if mixes:  # the map of a frame minus the mean over all frames that came with it
+        nodes = [
+            *mean_map(),
+            helper.make_node("ReduceMean", ["m"], ["level"], axes=[0, 1, 2, 3], keepdims=1),
+            helper.make_node("Sub", ["m", "level"], ["out"]),
+        ]
+    else:
+        nodes = [*mean_map(), helper.make_node("Reshape", ["m", "shape"], ["out"])]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, None)],  # type: ignore[list-item]
+        input_shape=(1, 3, SIZE, SIZE),
+        constants={"shape": np.array([1, 1, SIZE, SIZE])},
+    )
+    bundle, notes = import_model(path, Description(), dataset, output=tmp_path / "b.adedge")
+    assert "one frame at a time" in notes[0]
+    bundle, _ = export_graphs(bundle, ("fp32",), with_scoring=True)
+    bundle = build_engine(bundle, "onnxruntime", "fp32")
+    engine = load_engine(bundle, "onnxruntime", "fp32")
+    assert engine.batch == 1
+    engine.close()
+
+
+def network(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A detector with batch normalisation, a residual and two outputs that are called as ours are; and its weights."""
+    rng = np.random.default_rng(1)
+    weights = {
+        **{f"w{n}": rng.normal(0, 0.3, (8, 3 if n == 1 else 8, 3, 3)).astype(np.float32) for n in (1, 2, 3)},
+        "w4": rng.normal(0, 0.3, (1, 8, 1, 1)).astype(np.float32),
+        **{name: rng.uniform(0.5, 1.5, 8).astype(np.float32) for name in ("gamma", "beta", "mean", "variance")},
+    }
+    nodes = [
+        helper.make_node("Conv", ["frame", "w1"], ["c1"], pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["c1", "gamma", "beta", "mean", "variance"], ["b1"]),
+        helper.make_node("Relu", ["b1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Conv", ["r2", "w3"], ["c3"], pads=[1] * 4),
+        helper.make_node("Add", ["r1", "c3"], ["features"]),
+        helper.make_node("Conv", ["features", "w4"], ["c4"]),
+        helper.make_node("Mul", ["c4", "c4"], ["score"]),
+        helper.make_node("GlobalAveragePool", ["score"], ["map"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("frame", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1, SIZE, SIZE]),
+            helper.make_tensor_value_info("map", TensorProto.FLOAT, ["n", 1, 1, 1]),
+        ],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path, weights
+
+
+def by_pytorch(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """The map (N, H, W) of `network`, computed without ONNX."""
+    w = {name: torch.from_numpy(values) for name, values in weights.items()}
+    first = F.conv2d(torch.from_numpy(x), w["w1"], padding=1)
+    first = torch.relu(F.batch_norm(first, w["mean"], w["variance"], w["gamma"], w["beta"], eps=1e-5))
+    second = torch.relu(F.conv2d(first, w["w2"], padding=1))
+    features = first + F.conv2d(second, w["w3"], padding=1)
+    return F.conv2d(features, w["w4"]).square()[:, 0].numpy()
+
+
+def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
+    path, weights = network(tmp_path / "net.onnx")
+    # The outputs' names are the wrong way round on purpose.
+    description = Description(map="score", score="map", mean=(0.4,) * 3, std=(0.2,) * 3)
+    seen = load_dataset(dataset.name, holdout=0)
+    bundle, notes = import_model(path, description, dataset, output=tmp_path / "b.adedge", trained_on=seen)
+    assert "opset 18" in notes[0]
+    with np.load(bundle.file("golden.npz")) as golden:
+        expected = by_pytorch(network_input(golden["frames"], bundle.manifest.input), weights)
+        np.testing.assert_allclose(golden["maps"], expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(golden["scores"], expected.mean(axis=(1, 2)), rtol=1e-4)
+    assert set(bundle.json("training.json")["pictures"]) == {s.digest for s in (*seen.train, *seen.calibration)}
+
+    with pytest.raises(DataError, match="needs at least 19 good pictures .* there are 0"):
+        calibrate(bundle, dataset, false_alarm_rate=0.05)
+    bundle, _ = import_model(path, description, dataset, output=tmp_path / "b.adedge", overwrite=True)
+    limits = Limits(score_noise=10)  # random weights: all that can be in INT8 shall be
+    bundle = calibrate(export_graphs(bundle)[0], dataset, false_alarm_rate=0.05, limits=limits).bundle
+    assert set(bundle.manifest.thresholds) == {f"onnxruntime/{p}" for p in ("fp32", "fp16", "int8")}
+    fp32, int8 = (onnx.load(bundle.file(f"model.{precision}.onnx")) for precision in ("fp32", "int8"))
+    assert "BatchNormalization" not in {node.op_type for node in fp32.graph.node}
+    assert "QuantizeLinear" in {node.op_type for node in int8.graph.node}
+    for precision in ("fp32", "fp16", "int8"):
+        bundle = build_engine(bundle, "onnxruntime", precision)
+    assert bundle.verify() == []
+    found = bundle.manifest.graphs["model.fp32"].difference
+    assert found is not None
+    assert (found.flips, found.auroc_change) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"inputs": 2}, EngineError, r"has 2 inputs \(x, y\)"),
+        ({"input_type": TensorProto.FLOAT16}, EngineError, "is float16: export it with an input of float32"),
+        (
+            {"input_shape": ("n", SIZE, SIZE, 3)},
+            EngineError,
+            "has 16 channels where 1 or 3 are expected, before H and W",
+        ),
+        ({"input_shape": ("n", 3, 4, 4)}, UsageError, "greater than or equal to 8"),
+    ],
+    ids=["two inputs", "half", "channels last", "tiny"],
+)
+def test_inputs_that_are_no_pictures_are_refused(
+    tmp_path: Path, dataset: Dataset, arguments: dict[str, Any], error: type[AdedgeError], sentence: str
+) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [("m", TensorProto.FLOAT, None)], **arguments)  # type: ignore[list-item]
+    with pytest.raises(error, match=sentence):
+        detector_from_onnx(path, Description(), dataset)
+
+
+def test_sizes_and_channels_that_contradict_the_graph_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP])
+    with pytest.raises(UsageError, match="is not --input-size 8x16"):
+        detector_from_onnx(path, Description(size=(8, SIZE)), dataset)
+    with pytest.raises(UsageError, match="do not fit color 'gray'"):
+        detector_from_onnx(path, Description(color="gray"), dataset)
+    with pytest.raises(UsageError, match="mean has 1 values for 3"):
+        detector_from_onnx(path, Description(mean=(0.5,)), dataset)
+
+
+def test_outputs_that_are_neither_map_nor_score_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    features = save(
+        tmp_path / "f.onnx",
+        [helper.make_node("Relu", ["x"], ["f"])],
+        [("f", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+    )
+    with pytest.raises(EngineError, match=r"its output 'f' is \(1, 3, 16, 16\) for one frame, and a map is \(H, W\)"):
+        detector_from_onnx(features, Description(), dataset)
+    masks = anomalib_like(tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match="'pred_mask' is bool: choose or export one of float32"):
+        detector_from_onnx(masks, Description(map="pred_mask"), dataset)
+    with pytest.raises(EngineError, match=r"'anomaly_map' is .* and a score is one number"):
+        detector_from_onnx(masks, Description(score="anomaly_map"), dataset)
+    with pytest.raises(UsageError, match="nothing to filter"):
+        detector_from_onnx(masks, Description(score="pred_score", filters=(Gaussian(sigma=1),)), dataset)
+
+
+def test_results_that_are_not_finite_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    nodes = [*mean_map(), helper.make_node("Sub", ["m", "two"], ["d"]), helper.make_node("Log", ["d"], ["out"])]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, MAP[2])],
+        constants={"two": np.array(2, np.float32)},
+    )
+    with pytest.raises(GateError, match="'out' is not finite for a golden frame"):
+        detector_from_onnx(path, Description(), dataset)
+
+
+def test_operators_are_named(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Frobnicate", ["x"], ["m"], domain="com.example")], [MAP])
+    with pytest.raises(EngineError, match="Frobnicate"):
+        detector_from_onnx(path, Description(), dataset)
+    nodes = [
+        *mean_map(),
+        helper.make_node("DynamicQuantizeLinear", ["m"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["out"]),
+    ]
+    path = save(tmp_path / "q.onnx", nodes, [("out", TensorProto.FLOAT, MAP[2])], input_shape=(1, 3, SIZE, SIZE))
+    detector = detector_from_onnx(path, Description(), dataset)
+    assert any("TensorRT knows no DynamicQuantizeLinear" in note for note in detector.notes)
+
+
+def test_weights_beside_the_file_are_taken_in_or_missed_by_name(tmp_path: Path, dataset: Dataset) -> None:
+    model = onnx.load(
+        save(
+            tmp_path / "m.onnx",
+            [helper.make_node("Mul", ["x", "w"], ["f"]), *_mean_of("f")],
+            [MAP],
+            constants={"w": np.full((1, 3, SIZE, SIZE), 2, np.float32)},
+        )
+    )
+    onnx.save(model, tmp_path / "e.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    detector = detector_from_onnx(tmp_path / "e.onnx", Description(), dataset)
+    expected = 2 * golden_input(detector.input, detector.golden.frames).mean(axis=1)
+    np.testing.assert_allclose(detector.maps, expected, atol=1e-5)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(EngineError, match=r"e.onnx cannot be read as ONNX .*weights.bin"):
+        detector_from_onnx(tmp_path / "e.onnx", Description(), dataset)
+
+
+def _mean_of(name: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("ReduceMean", [name], ["m"], axes=[1], keepdims=1)]
+
+
+def test_a_file_that_is_no_onnx_is_named(tmp_path: Path, dataset: Dataset) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"PK not a model")
+    with pytest.raises(EngineError, match="m.onnx cannot be read as ONNX"):
+        detector_from_onnx(path, Description(), dataset)
+    with pytest.raises(EngineError, match="absent.onnx cannot be read"):
+        detector_from_onnx(tmp_path / "absent.onnx", Description(), dataset)
+
+
+def test_the_command(tmp_path: Path, data: Path) -> None:
+    assert {import_.__name__, inspect.__name__} <= set(sys.modules)  # they add their commands to the application
+    path, bundle = anomalib_like(tmp_path / "m.onnx", input_shape=("n", 3, "h", "w")), tmp_path / "b.adedge"
+    command = ["import", path, "-o", bundle, "--golden", data, "--map", "anomaly_map", "--filter", "gaussian:1.5"]
+
+    def adedge(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    assert "--input-size" in str(adedge(*command).exception)
+    for wrong in (("--mean", "a,b"), ("--filter", "median:3"), ("--filter", "uniform:0"), ("--input-size", "16")):
+        refused = adedge(*command, *wrong).exception
+        assert isinstance(refused, UsageError)
+        assert wrong[0] in str(refused)
+    done = adedge(*command, "--input-size", "16x24", "--mean", "0.4,0.4,0.4", "--trained-on", data)
+    assert done.exit_code == 0, done.exception
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.input.height, manifest.input.width, manifest.input.mean) == (16, 24, (0.4, 0.4, 0.4))
+    assert manifest.score.filters == (Gaussian(sigma=1.5),)
+    shown = adedge("inspect", bundle).stdout
+    assert "imported from" in shown
+    assert "m.onnx" in shown
