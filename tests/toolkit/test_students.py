@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,8 +16,12 @@ from torch import nn
 
 from adedge import backbones
 from adedge.bundle import Bundle
+from adedge.calibration.graph import parse
 from adedge.datasets import Dataset, Sample, load_dataset
 from adedge.errors import BundleError, UsageError
+from adedge.export.build import build_engine
+from adedge.export.calibrate import calibrate
+from adedge.export.graphs import export_graphs
 from adedge.methods import load_detector, predict
 from adedge.methods.students import (
     BUDGETS,
@@ -27,6 +33,7 @@ from adedge.methods.students import (
     teachers_from_file,
 )
 from adedge.patch_networks import LAYERS, PATCHES, PatchNetwork, mirrored, own_stride, receptive_field
+from adedge.specs import PRECISIONS
 from adedge.teaching import (
     REGION,
     compactness_loss,
@@ -417,3 +424,100 @@ def test_paper_budget_is_the_paper_s() -> None:
     assert (fusion.iterations, fusion.pictures) == (0, "validation")
     assert method.plan().network["output_stride"] == 1
     assert set(BUDGETS) == {"paper", "quick"}
+
+
+def test_distillation_stage_is_equation_1_plus_compactness() -> None:
+    """With a random ResNet-18 in the pretrained one's place, its features standardised, written out in NumPy."""
+    method = UninformedStudents(size=32, weights="none", features=512, lambda_c=0.5)
+    networks = UninformedStudents.networks("p33", method.plan().network)
+    teacher = networks["teacher_33"]
+    assert isinstance(teacher, Teacher)
+    stage = method.plan().stages[0]
+    x = numbers(6, 3, REGION, REGION)
+    with torch.no_grad():
+        method.prepare(stage, networks, [x, numbers(4, 3, REGION, REGION, seed=1)])
+        loss = method.objective(stage, networks)(x, np.random.default_rng(5))
+        anchors, _, _ = draw_triplets(x, 33, np.random.default_rng(5))
+        features = backbones.pooled_resnet18("none")(anchors).double().numpy()
+        descriptors = teacher.network(anchors)[:, :, 0, 0]
+        assert teacher.decoder is not None
+        decoded = teacher.decoder(descriptors).double().numpy()
+    assert features.shape == (6, 512)
+    assert (teacher.feature_std != 1).any(), "prepare measured the features"
+    standardised = (features - teacher.feature_mean.numpy()) / teacher.feature_std.numpy()
+    expected = ((decoded - standardised) ** 2).sum(axis=1).mean() + 0.5 * compactness_loss(descriptors).item()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("layer4", [True, False], ids=["complete", "up to layer3"])
+def test_features_are_as_long_as_the_weights_go_deep(
+    layer4: bool, tmp_path: Path, trained: tuple[Bundle, Dataset]
+) -> None:
+    torch.manual_seed(0)
+    source = backbones.PooledResNet18(layer4=layer4).eval()
+    torch.save(source.state_dict(), tmp_path / "resnet18.pth")
+    method = UninformedStudents.for_dataset(trained[1], weights=str(tmp_path / "resnet18.pth"))
+    assert method.features == (512 if layer4 else 256)
+    assert method.weights_digest == backbones.digest_of(source)
+    found = backbones.pooled_resnet18(method.weights)
+    x = numbers(2, 3, 33, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), source(x))
+
+
+def test_random_features_are_the_same_every_time() -> None:
+    first, second = (backbones.pooled_resnet18("none") for _ in range(2))
+    assert backbones.digest_of(first) == backbones.digest_of(second)
+
+
+# --- the whole way -------------------------------------------------------------------------------------------------
+
+
+def adedge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adedge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_from_pictures_to_engines(photographs: Path, tmp_path: Path) -> None:
+    """A score for every pixel: trained by the command line, exported, calibrated, built for two targets, run."""
+    bundle = tmp_path / "brick.adedge"
+    options = ("--students", 2, "--size", 24, "--output-stride", 1, "--lambda-k", 0, "--lambda-m", 1)
+    short = ("--teacher-iterations", 2, "--student-iterations", 3, "--batch", 2, "--threads", 1)
+    result = adedge("train", "students", photographs / "good", "-o", bundle, *options, *short, "--holdout", 0.25)
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "the teacher learns from the training pictures alone" in said
+    assert "training takes about" in said
+    opened = Bundle.open(bundle)
+    assert (opened.manifest.variant, opened.manifest.network["patches"]) == ("p33", "33")
+    assert opened.manifest.provenance.options["patches"] == "33"
+
+    dataset = load_dataset(str(photographs / "good"), holdout=0.25)
+    opened, _ = export_graphs(opened, ("fp32", "fp16"), with_scoring=True)
+    opened = calibrate(opened, dataset, false_alarm_rate=0.25).bundle
+    float_nodes = opened.json("ranges.json")["float_nodes"]
+    graph = parse(opened.file("model.fp32.onnx").read_bytes()).graph
+    assert {node.op_type for node in graph.node} <= {
+        *("Gather", "Conv", "LeakyRelu", "Slice", "Max", "Sub", "Mul", "Div", "Add", "ReduceSum"),
+    }
+    seeing = [node.name for node in graph.node if node.op_type == "Conv" and node.input[0] == graph.node[1].output[0]]
+    assert seeing
+    assert set(seeing) <= set(float_nodes), "convolutions that see the mirrored picture stay in floating point"
+    for target in ("onnxruntime", "tensorrt-rtx"):
+        for precision in PRECISIONS:
+            opened = build_engine(opened, target, precision)
+    difference = opened.json("engines/onnxruntime-fp32/engine.json")["self_test"]
+    assert difference["flips"] == 0
+    verdicts = adedge("run", bundle, photographs / "good", "--target", "onnxruntime", "--precision", "int8")
+    assert verdicts.returncode == 0, verdicts.stderr
+    assert len(verdicts.stdout.splitlines()) == 12
+
+
+def test_help_teaches_and_wrong_patches_are_one_sentence(tmp_path: Path) -> None:
+    shown = adedge("train", "students", "--help")
+    assert shown.returncode == 0
+    for option in ("--patch", "--teacher", "--teacher-data", "--weights", "--lambda-k", "--output-stride"):
+        assert option in shown.stdout
+    result = adedge("train", "students", tmp_path, "-o", tmp_path / "b", "--patch", "33,big")
+    assert result.returncode == 2
+    assert "--patch 'big': give 17, 33, 65" in result.stderr

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from adedge import backbones
 from adedge.bundle import Bundle
-from adedge.datasets import Dataset
+from adedge.datasets import Dataset, load_dataset
 from adedge.errors import BundleError, DataError
 from adedge.methods import NetworkArguments, Objective, OtherPictures, Plan, Stage, configured
 from adedge.patch_networks import DESCRIPTOR, PATCHES, STRIDES, PatchNetwork, mirrored, own_stride
@@ -231,9 +231,9 @@ class UninformedStudents(Model):
     makes each picture one patch (``size`` = p). ``teacher`` names a bundle or a safetensors file of one to take the
     teachers from; without it they are trained, on the pictures of ``teacher_data`` (None: the training pictures), with
     the weights ``lambda_k`` (distillation), ``lambda_m`` (metric learning) and ``lambda_c`` (compactness) of equation
-    6. ``weights`` ("torchvision", "none" or a file) are the pretrained network's, ``weights_digest`` is theirs and
-    ``features`` the length of that network's output. ``pictures`` is how many there are to train on: the paper counts
-    epochs. Other options that are None come from the budget.
+    6. ``weights`` ("torchvision", "none" or a file) are the pretrained network's, ``features`` counts its outputs; the
+    digests are those of what was used. ``pictures`` is how many there are to train on: the paper counts epochs. Other
+    options that are None come from the budget.
     """
 
     name: ClassVar[str] = "students"
@@ -248,6 +248,7 @@ class UninformedStudents(Model):
     output_stride: int | None = None
     teacher: str | None = None
     teacher_data: str | None = None
+    teacher_data_digest: str = ""
     weights: str = backbones.TORCHVISION
     weights_digest: str = ""
     features: int = Field(default=0, ge=0)
@@ -286,9 +287,9 @@ class UninformedStudents(Model):
     def for_dataset(cls, dataset: Dataset, **options: Any) -> UninformedStudents:
         """Options that fit ``dataset``: those given, and for one-class sets theirs (five students, whole pictures).
 
-        A pretrained network and a given teacher are looked at here, so that a wrong file is named before anything is
-        trained. Raises `UsageError` naming the first option that cannot be, `BundleError` for a file without the
-        teachers, `DataError` for weights that cannot be had.
+        A pretrained network, a given teacher and its pictures are looked at here: a wrong one is named before anything
+        is trained, and digests are recorded. Raises `UsageError` naming the first option that cannot be, `BundleError`
+        for a file without the teachers, `DataError` for weights or pictures that cannot be had.
         """
         if not dataset.train:
             raise DataError(f"{dataset.name} holds no pictures to train on")
@@ -298,13 +299,17 @@ class UninformedStudents(Model):
             patches = tuple(given.get("patches", (33,)))
             fitting.update(one_class=True, members=5, patches=patches, size=patches[0])
         method = configured(cls, {**fitting, **given})
+        found: dict[str, Any] = {}
         if method.teacher is not None:
             teachers_from_file(Path(method.teacher), method.patches)
-        elif method.lambda_k > 0:
-            pretrained = backbones.pooled_resnet18(method.weights)
-            digest = "" if method.weights == backbones.NONE else backbones.digest_of(pretrained)
-            return method.model_copy(update={"features": pretrained.channels, "weights_digest": digest})
-        return method
+        else:
+            if method.teacher_data is not None:
+                found["teacher_data_digest"] = load_dataset(method.teacher_data, holdout=0).digest
+            if method.lambda_k > 0:
+                pretrained = backbones.pooled_resnet18(method.weights)
+                digest = "" if method.weights == backbones.NONE else backbones.digest_of(pretrained)
+                found.update(features=pretrained.channels, weights_digest=digest)
+        return method.model_copy(update=found)
 
     @property
     def variant(self) -> str:
