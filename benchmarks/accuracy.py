@@ -57,19 +57,20 @@ class Scored:
 def score_samples(
     contender: Contender, samples: Sequence[Sample], spec: InputSpec, score: ScoreSpec, progress: Progress | None = None
 ) -> Scored:
-    """Maps, raw scores and verdicts of pictures, through the code that `adedge run` uses."""
+    """Maps, raw scores and verdicts of pictures, through the code of `adedge run`, as many at once as it takes."""
     threshold = contender.threshold
     inspector = Inspector(contender.backend, spec, score, threshold=np.inf if threshold is None else threshold)
     maps: list[NDArray[np.float32]] = []
     scores: list[float] = []
-    for index, sample in enumerate(samples):
-        frame = Frame(index, 0, sample.read(), sample.kind)
-        for verdict in inspector.inspect([frame]):
+    for start in range(0, len(samples), contender.backend.batch):
+        part = samples[start : start + contender.backend.batch]
+        frames = [Frame(start + offset, 0, sample.read(), sample.kind) for offset, sample in enumerate(part)]
+        for verdict in inspector.inspect(frames):
             assert verdict.map is not None
             maps.append(verdict.map.copy())
             scores.append(verdict.score)
         if progress is not None:
-            progress(index + 1, len(samples), contender.name)
+            progress(len(scores), len(samples), contender.name)
     values = np.array(scores, np.float64)
     return Scored(maps=maps, scores=values, verdicts=None if threshold is None else values > threshold)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from adedge.errors import MissingDependency
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from adedge.benchmarks.accuracy import Accuracy
     from adedge.benchmarks.latency import Latency
+    from adedge.benchmarks.seed_tables import Table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -76,12 +78,36 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
     return _png(figure)
 
 
-def _figure(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
+    """A panel for each table: points with their deviation over seeds, and as rings what was published."""
+    widest = max(len(table.columns) * len(table.systems) for table in tables)
+    figure, all_axes = _figure(1, (max(6.4, 1.5 + 0.22 * widest), 3.2 * len(tables)), rows=len(tables))
+    for axes, table in zip(all_axes, tables, strict=True):
+        for number, (colour, system) in enumerate(zip(cycle(COLOURS), table.systems, strict=False)):
+            shift = 0.7 * ((number + 0.5) / len(table.systems) - 0.5)
+            for place, column in enumerate(table.columns):
+                entry = table.entries.get((system, column))
+                if entry is None:
+                    continue
+                axes.errorbar(
+                    [place + shift], [entry.mean], yerr=[entry.std or 0], fmt="o", markersize=5, capsize=3, color=colour
+                )
+                if entry.published is not None:
+                    axes.plot([place + shift], [entry.published[0]], "o", markersize=8, mfc="none", color=colour)
+            axes.plot([], [], "o", color=colour, label=system)
+        axes.plot([], [], "o", markersize=8, mfc="none", color="grey", label="published")
+        axes.set(ylabel=metrics[table.metric], xlim=(-0.5, len(table.columns) - 0.5))
+        axes.set_xticks(range(len(table.columns)), table.columns, rotation=30, ha="right")
+    all_axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _png(figure)
+
+
+def _figure(columns: int, size: tuple[float, float], rows: int = 1) -> tuple[Figure, list[Axes]]:
     require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    all_axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+    all_axes = [figure.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

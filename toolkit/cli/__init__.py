@@ -15,7 +15,19 @@ from typer.core import TyperGroup
 from adedge.errors import AdedgeError
 
 # Each module adds its command to `app`; the order is the order of use, and the order in --help.
-COMMANDS = ("demo", "train", "import_", "export", "calibrate", "build_engine", "run", "benchmark", "inspect", "sign")
+COMMANDS = (
+    "demo",
+    "train",
+    "import_",
+    "export",
+    "calibrate",
+    "build_engine",
+    "run",
+    "benchmark",
+    "evaluate",
+    "inspect",
+    "sign",
+)
 
 
 class _InOrderOfUse(TyperGroup):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from adedge.datasets import Dataset
+
 Chosen = TypeVar("Chosen", bound=BaseModel)
 NetworkArguments = Mapping[str, str | int | float | bool]
 Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
@@ -89,6 +91,13 @@ class Method(Protocol):
 
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def for_dataset(cls, dataset: Dataset, **options: Any) -> Method:
+        """The method with ``options``, and where they say nothing with what fits ``dataset``.
+
+        Raises `UsageError` naming the first option that cannot be, `DataError` for weights that cannot be had.
+        """
 
     @property
     def variant(self) -> str:

@@ -1,0 +1,161 @@
+"""The tables of an evaluation: methods down, data sets across, mean and spread over seeds beside published values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adedge.benchmarks.evaluate import METRICS, Cell
+from adedge.benchmarks.published import published_mean, published_value
+
+MEAN = "mean"  # the last column's name
+
+SOURCES = """\
+[1] Chung et al., "Unsupervised Anomaly Detection Using Style Distillation", IEEE Access 2020. \
+[2] Bergmann et al., "Uninformed Students", CVPR 2020. \
+[3] Salehi et al., "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021. \
+[4] Chen et al., "A Hierarchically Feature Reconstructed Autoencoder for Unsupervised Anomaly Detection", 2024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One field of a table: a value for each seed, and (value, source) of what was published."""
+
+    values: tuple[float, ...]
+    published: tuple[float, str] | None
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float | None:
+        """Sample deviation over seeds; None of a single one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A metric of `METRICS`: entries by (system, column); the column `MEAN` where there are several data sets."""
+
+    metric: str
+    systems: tuple[str, ...]
+    columns: tuple[str, ...]
+    entries: dict[tuple[str, str], Entry]
+    seeds: int
+
+
+def tables_from(cells: Sequence[Cell]) -> list[Table]:
+    """A table for each metric that some cell has; systems and data sets in the order of the cells."""
+    systems = tuple(dict.fromkeys(cell.task.system for cell in cells))
+    names = tuple(dict.fromkeys(cell.task.name for cell in cells))
+    seeds = tuple(dict.fromkeys(cell.task.seed for cell in cells))
+    tables = []
+    for metric in METRICS:
+        measured = [cell for cell in cells if metric in cell.metrics]
+        if not measured:
+            continue
+        columns = tuple(name for name in names if any(cell.task.name == name for cell in measured))
+        entries: dict[tuple[str, str], Entry] = {}
+        for system in systems:
+            own = [cell for cell in measured if cell.task.system == system]
+            for name in columns:
+                if found := [cell for cell in own if cell.task.name == name]:
+                    entries[system, name] = Entry(
+                        values=tuple(cell.metrics[metric].value for cell in found),
+                        published=published_value(found[0].system, metric, found[0].known),
+                    )
+            # A mean over other data sets than those of the column's other rows would compare nothing.
+            by_seed = [[cell.metrics[metric].value for cell in own if cell.task.seed == seed] for seed in seeds]
+            complete = [float(np.mean(values)) for values in by_seed if len(values) == len(columns)]
+            if len(columns) > 1 and complete:
+                known = [next(cell.known for cell in own if cell.task.name == name) for name in columns]
+                entries[system, MEAN] = Entry(
+                    values=tuple(complete), published=published_mean(own[0].system, metric, known)
+                )
+        tables.append(
+            Table(
+                metric=metric,
+                systems=systems,
+                columns=(*columns, MEAN) if len(columns) > 1 else columns,
+                entries=entries,
+                seeds=len(seeds),
+            )
+        )
+    return tables
+
+
+def markdown(cells: Sequence[Cell], command: str) -> str:
+    """All tables, and what has to be known of them."""
+    parts = [f"# Evaluation\n\n```console\n$ {command}\n```"]
+    for table in tables_from(cells):
+        head = ["method", *table.columns]
+        lines = [_row(head), _row(["---"] * len(head))]
+        lines += [
+            _row([f"`{system}`", *(_text(table.entries.get((system, name)), table.seeds) for name in table.columns)])
+            for system in table.systems
+        ]
+        parts.append(f"## {METRICS[table.metric]}\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, *_remarks(cells)]) + "\n"
+
+
+def csv_text(cells: Sequence[Cell]) -> str:
+    """One line for each field of the tables: for spreadsheets and scripts."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("metric", "method", "data", "seeds", "mean", "std", "published", "source"))
+    for table in tables_from(cells):
+        for (system, name), entry in table.entries.items():
+            std = "" if entry.std is None else f"{entry.std:.6f}"
+            value, source = ("", "") if entry.published is None else (f"{entry.published[0]:g}", entry.published[1])
+            writer.writerow((table.metric, system, name, len(entry.values), f"{entry.mean:.6f}", std, value, source))
+    return stream.getvalue()
+
+
+def _remarks(cells: Sequence[Cell]) -> list[str]:
+    """What the figures mean, under which settings they came about, and where the published ones are from."""
+    seeds = sorted({cell.task.seed for cell in cells})
+    remarks = [
+        "Mean over seeds"
+        + (", ± the sample standard deviation over them" if len(seeds) > 1 else "")
+        + ", and in brackets what the paper reports. Measured by the reference (PyTorch, FP32) on the whole test set; "
+        "nothing of it was used in training.",
+        f"Seeds: {', '.join(map(str, seeds))}. Budget: {', '.join(sorted({cell.budget for cell in cells}))}"
+        + (", a fraction of the papers' training" if any(cell.budget != "paper" for cell in cells) else "")
+        + (", bfloat16" if any(cell.task.amp for cell in cells) else "")
+        + ".",
+    ]
+    for method in dict.fromkeys(cell.task.system.partition("/")[0] for cell in cells):
+        options = {
+            name: value
+            for cell in cells
+            if cell.task.system.partition("/")[0] == method
+            for name, value in cell.task.options.items()
+            if name not in ("budget", "variant", "patches", "encoder")
+        }
+        if options:
+            remarks.append(f"`{method}`: " + ", ".join(f"{name} {value}" for name, value in options.items()) + ".")
+    machines = {cell.machine.get("processor", "unknown") for cell in cells}
+    trained = sum(cell.training_s or 0 for cell in cells)
+    remarks.append(f"On {', '.join(sorted(machines))}; {trained / 60:.0f} minutes of training.")
+    if any(entry.published for table in tables_from(cells) for entry in table.entries.values()):
+        remarks.append(SOURCES)
+    return remarks
+
+
+def _text(entry: Entry | None, seeds: int) -> str:
+    if entry is None:
+        return "–"
+    text = f"{entry.mean:.3f}" + ("" if entry.std is None else f" ± {entry.std:.3f}")
+    if len(entry.values) < seeds:
+        text += f" of {len(entry.values)} seed" + ("s" if len(entry.values) > 1 else "")
+    return text if entry.published is None else f"{text} ({entry.published[0]:.3f})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,120 @@
+"""`adedge evaluate`: the seeds' tables, method x data set x seed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from adedge.cli import app
+from adedge.console import note, output, progress, warn
+
+Budget = Literal["quick", "paper"]
+
+
+@app.command("evaluate")
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="What to train and test on, repeatable: a folder of data sets (MVTec AD: one for each class), one "
+            "data set, or classes of a one-class set, as mnist:3 or mnist:0-9."
+        ),
+    ],
+    results: Annotated[Path, typer.Option("--output", "-o", help="Folder for cells, tables and the picture.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: oesdn, oesdn/sdn, oesdn/ae; students (p33), students/p17, students/p65, "
+            "students/multi-scale; mkd; hfr (ResNet-18), hfr/wide-resnet50-2."
+        ),
+    ] = "oesdn,students,mkd,hfr",
+    seeds: Annotated[str, typer.Option(help="As 0,1,2 or 0-2. One seed says nothing about the spread.")] = "0",
+    budget: Annotated[
+        Budget, typer.Option(help="Of every training. paper: what the published values were measured with.")
+    ] = "quick",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD.NAME=VALUE",
+            help="An option of a method, repeatable: hfr.weights=resnet18.pth, students.teacher=teacher.adedge, "
+            "oesdn.fit=crop. Names are those of 'adedge train METHOD --help'.",
+        ),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at the same time, each in a process of its own.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each.  [default: the machine's cores / --jobs]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")] = "cpu",
+    amp: Annotated[bool, typer.Option("--amp", help="Train in bfloat16 what gains by it.")] = False,
+    keep_bundles: Annotated[
+        bool, typer.Option("--keep-bundles", help="Keep each bundle after it was measured (megabytes each).")
+    ] = False,
+) -> None:
+    """Train and measure every method on every data set from every seed; write the tables beside published values.
+
+    Each finished combination is kept: interrupted, or called again with more methods, data or seeds, the same command
+    goes on where it was. Image AUROC always; pixel AUROC and AUPRO where the test set has masks. All good training
+    pictures are trained on, as in the papers.
+
+    Examples: `adedge evaluate --data mvtec_ad --methods hfr,mkd --seeds 0-2 --jobs 2 -o results`, and
+    `adedge evaluate --data mnist:0-9 --root DATA --methods oesdn,oesdn/sdn,oesdn/ae --budget paper -o results`
+    """
+    from adedge.benchmarks import plots
+    from adedge.benchmarks.evaluate import (
+        METRICS,
+        datasets_in,
+        parse_numbers,
+        parse_options,
+        parse_systems,
+        tasks_from,
+    )
+    from adedge.benchmarks.evaluate import evaluate as measure_all
+    from adedge.benchmarks.seed_tables import csv_text, markdown, tables_from
+    from adedge.methods import require_torch
+
+    require_torch()
+    plots.require_matplotlib()
+    systems = parse_systems(methods)
+    tasks = tasks_from(
+        systems,
+        datasets_in(data),
+        parse_numbers(seeds, "--seeds"),
+        budget=budget,
+        options=parse_options(option or (), systems),
+        amp=amp,
+    )
+    each = threads or max(1, _cores() // jobs)
+    note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
+    with progress("evaluate") as step:
+        found = measure_all(
+            tasks,
+            results,
+            root=root,
+            device=device,
+            jobs=jobs,
+            threads=each,
+            keep_bundles=keep_bundles,
+            progress=step,
+        )
+    for name, sentence in found.failures.items():
+        warn(f"{name} failed: {sentence}")
+    if found.cells:
+        text = markdown(found.cells, shlex.join(["adedge", *sys.argv[1:]]))
+        (results / "evaluation.md").write_text(text, encoding="utf-8")
+        (results / "evaluation.csv").write_text(csv_text(found.cells), encoding="utf-8")
+        (results / "evaluation.png").write_bytes(plots.seed_tables(tables_from(found.cells), METRICS))
+        output.print(text, markup=False, soft_wrap=True)
+        note(f"wrote {results / 'evaluation.md'}, .csv and .png")
+    if found.failures:
+        raise typer.Exit(1)
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
