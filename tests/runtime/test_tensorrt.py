@@ -537,6 +537,7 @@ def test_missing_packages_and_drivers_are_told_apart(fake: FakeTensorRT, monkeyp
     pycuda: Any = ModuleType("pycuda")
     pycuda.__path__ = []
     monkeypatch.setitem(sys.modules, "pycuda", pycuda)
+    monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
     with pytest.raises(MissingDependency, match=r"adedge\[cuda\]"):
         load_libraries("tensorrt")
 
