@@ -189,6 +189,8 @@ def _measure(
             contender.name: heat_maps(samples, scored[contender.name], shown, contender.threshold)
             for contender in contenders
         }
+    if manifest.provenance.options.get("weights") == "none":
+        notes.append("The backbone has random features (--weights none): expect more of one trained on ImageNet.")
     notes += _remarks({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
     report = Report(
         bundle=bundle.path.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,13 @@ def _engines(bundle: Bundle) -> dict[str, Any]:
     return found
 
 
+def _backbone(options: Mapping[str, object]) -> str:
+    """Which weights a detector's pretrained network had, for people."""
+    if options["weights"] == "none":
+        return "random features: none pretrained"
+    return f"weights {options['weights']}, sha256 {str(options['weights_digest'])[:16]}"
+
+
 def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checked: bool) -> None:
     manifest = bundle.manifest
     spec, source = manifest.input, manifest.provenance
@@ -84,6 +92,8 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
         facts.add_row("imported from", f"{source.data}, {source.created}")
     else:
         facts.add_row("trained on", f"{source.data}, seed {source.seed}, budget {source.budget}, {source.created}")
+    if source.options.get("weights") == "none" or source.options.get("weights_digest"):
+        facts.add_row("backbone", _backbone(source.options))
     facts.add_row("data digest", source.data_digest)
     facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in sorted(source.versions.items())))
     signed = (
