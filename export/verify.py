@@ -22,7 +22,8 @@ Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 class Tolerance:
     """How far maps and scores may be from PyTorch's, as fractions of the largest map value and score there.
 
-    ``auroc_drop`` bounds PyTorch's AUROC minus the graph's, where the golden frames are of both labels.
+    ``auroc_drop`` bounds PyTorch's AUROC minus the graph's, where the golden frames are of both labels; one pair of
+    frames may change order in any case.
     """
 
     map_error: float
@@ -39,7 +40,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 }
 # Where the network gives the score itself, its map decides nothing, and may be a gradient: that jumps wherever rounding
 # moves a pooling's maximum from one pixel to the next or an activation across 0.
-SHOWN_MAP_ERROR: Mapping[Precision, float] = {"fp32": 0.01, "fp16": 0.2, "int8": 0.5}
+SHOWN_MAP_ERROR: Mapping[Precision, float] = {"fp32": 0.1, "fp16": 0.25, "int8": 0.5}
 
 
 def tolerance_of(precision: Precision, score: ScoreSpec) -> Tolerance:
@@ -122,7 +123,10 @@ def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tol
                 f"{name} differs from PyTorch by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
                 f"{allowed * largest:.2e}, is allowed: the bundle is as it was"
             )
-    if found.auroc_change is not None and -found.auroc_change > tolerance.auroc_drop:
+    # However few the golden frames are, one pair of them that changes order is allowed: less cannot be lost.
+    good = int(np.sum(golden.labels == 0))
+    pairs = good * (len(golden.labels) - good)
+    if found.auroc_change is not None and -found.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
         raise GateError(
             f"{name} loses {-found.auroc_change:.4f} AUROC on the golden frames, and {tolerance.auroc_drop:g} is "
             "allowed: the bundle is as it was"

@@ -99,14 +99,25 @@ def test_network_input_is_the_formula(bundle: Bundle) -> None:
     [
         (Difference(map_error=0.1, score_error=0, frames=4), "by 1.00e-01 in a map"),
         (Difference(map_error=0, score_error=0.1, frames=4), "by 1.00e-01 in a score"),
-        (Difference(map_error=0, score_error=0, frames=4, auroc_change=-0.01), "loses 0.0100 AUROC"),
+        (Difference(map_error=0, score_error=0, frames=4, auroc_change=-0.5), "loses 0.5000 AUROC"),
     ],
 )
 def test_beyond_the_tolerance_is_refused(bundle: Bundle, found: Difference, message: str) -> None:
     golden = read_golden(bundle)
     with pytest.raises(GateError, match=message):
         check_tolerance("model.fp16.onnx", found, golden, TOLERANCES["fp16"])
-    check_tolerance("model.int8.onnx", found.model_copy(update={"score_error": 0.0}), golden, TOLERANCES["int8"])
+    small = found.model_copy(update={"score_error": 0.0, "auroc_change": -0.02})
+    check_tolerance("model.int8.onnx", small, golden, TOLERANCES["int8"])
+
+
+def test_one_pair_of_golden_frames_may_change_order(bundle: Bundle) -> None:
+    golden = read_golden(bundle)
+    two_good_two_bad = Difference(map_error=0, score_error=0, frames=4, auroc_change=-0.25)
+    check_tolerance("model.fp16.onnx", two_good_two_bad, golden, TOLERANCES["fp16"])
+    with pytest.raises(GateError, match="loses 0.5000 AUROC"):
+        check_tolerance(
+            "model.fp16.onnx", two_good_two_bad.model_copy(update={"auroc_change": -0.5}), golden, TOLERANCES["fp16"]
+        )
 
 
 def test_a_map_that_decides_nothing_may_differ_more_and_its_score_may_not(bundle: Bundle) -> None:

@@ -38,7 +38,7 @@ STRIDE = 2 ** len(BLOCKS)  # sides of the input are multiples of it, so that no 
 PIXELS_PER_VALUE = tuple(4**number / block[-1] for number, block in enumerate(BLOCKS, start=1))[1:]
 # Below a thousandth of its usual size a layer's output counts as this size: an output of zeros has no direction.
 LEAST_MEAN_SQUARE = 1e-6
-BALANCE_BATCHES = 4  # more change the losses' initial ratio by less than a percent
+BALANCE_BATCHES = 4  # the ratio of two losses on the first pictures is that on all, nearly
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
