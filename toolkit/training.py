@@ -61,7 +61,8 @@ def train(
 
     ``amp`` computes in bfloat16 what torch's autocast does, in the stages that gain by it. ``progress`` counts each
     stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives sentences for a person: what the
-    training will cost (a few iterations are measured first, only if somebody listens), and that a checkpoint was found.
+    training will cost (a few iterations are measured first, only if somebody listens), that a checkpoint was found, and
+    at the end what it took and which share of that went into loading pictures.
 
     A checkpoint is kept in ``<output>.checkpoint`` until the bundle is written; found there, it is resumed unless
     ``restart``. Ctrl-C ends the iteration, saves a checkpoint and raises KeyboardInterrupt; a second one does not wait.
@@ -77,7 +78,9 @@ def train(
     if restart:
         checkpoint.discard()
     saved = checkpoint.load()
+    started = time.perf_counter()
     pictures = _pictures(dataset.train, plan, seed)
+    decoding_s = time.perf_counter() - started
     golden = choose_frames(dataset, plan.input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,6 +95,8 @@ def train(
         if announce:
             announce(run.estimate())
         run.finish(checkpoint, every_s=checkpoint_every_s, progress=progress)
+        if announce:
+            announce(f"decoded the pictures in {_duration(decoding_s)}, {run.costs()}")
         manifest = _manifest(method, plan, dataset, seed=seed, device=device, amp=amp)
         module = method.deploy(networks.cpu()).eval()
         golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
@@ -207,9 +212,11 @@ class _Run:
         self.amp = amp
         self.position = Position()
         self.optimizer = self._optimizer()
+        self.training_s = self.loading_s = 0.0
 
     def finish(self, checkpoint: Checkpoint, *, every_s: float, progress: Progress | None) -> None:
         """Train from the current position to the end of the last stage, saving checkpoints on the way."""
+        started, self.loading_s = time.perf_counter(), 0.0
         with _deferred_interrupt() as interrupted:
             while self.position.stage < len(self.plan.stages):
                 self._finish_stage(checkpoint, interrupted, every_s=every_s, progress=progress)
@@ -218,6 +225,12 @@ class _Run:
                 )
                 self.optimizer = self._optimizer()
                 checkpoint.save(self.position, self._tensors())
+        self.training_s = time.perf_counter() - started
+
+    def costs(self) -> str:
+        """What the training took since it began or was resumed, and how much of that went into loading pictures."""
+        share = self.loading_s / max(self.training_s, 1e-9)
+        return f"trained in {_duration(self.training_s)}; loading pictures took {share:.1%} of that"
 
     def _finish_stage(
         self,
@@ -276,7 +289,9 @@ class _Run:
 
         def step(number: int, iteration: int) -> float:
             rng = np.random.default_rng([self.seed, number, iteration])
+            started = time.perf_counter()
             x = self._input(pictures.batch(rng, stage.batch, stage.crop), stage)
+            self.loading_s += time.perf_counter() - started
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, iteration)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp and stage.autocast):

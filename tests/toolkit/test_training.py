@@ -6,10 +6,12 @@ import hashlib
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -463,3 +465,29 @@ def test_file_that_is_not_safetensors_is_refused(bundle: Bundle, tmp_path: Path)
     forged = Bundle(copy.path, copy.manifest.but(files={"weights.safetensors": record.model_dump()}))
     with pytest.raises(BundleError, match="cannot be read"):
         load_detector(forged)
+
+
+def test_the_share_of_loading_in_the_training_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that stands still but for 1 s in each batch and 3 s in each step."""
+    now = 0.0
+    said: list[str] = []
+    batch = Pictures.batch
+
+    def slow_batch(*arguments: Any) -> NDArray[np.uint8]:
+        nonlocal now
+        now += 1
+        return batch(*arguments)
+
+    def slow_rate(stage: Stage, iteration: int) -> float:
+        nonlocal now
+        now += 3
+        return 1e-3
+
+    monkeypatch.setattr("adedge.training.time.perf_counter", lambda: now)
+    monkeypatch.setattr("adedge.training.learning_rate", slow_rate)
+    monkeypatch.setattr(Pictures, "batch", slow_batch)
+    train(OeSdn(**TINY), dataset(), output=tmp_path / "a", announce=said.append)
+    iterations = 12 + 6
+    assert (
+        said[-1] == f"decoded the pictures in 0 s, trained in {4 * iterations} s; loading pictures took 25.0% of that"
+    )
