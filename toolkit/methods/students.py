@@ -165,7 +165,7 @@ class Detector(nn.Module):
 
 
 class Networks(nn.ModuleDict):
-    """ "teacher_33" and "students_33" for each patch size; ``stride`` None: pictures are single patches."""
+    """Under "teacher_33" and "students_33" those of p = 33, and so on; ``stride`` None: pictures are single patches."""
 
     def __init__(self, patches: Sequence[int], members: int, features: int, stride: int | None) -> None:
         super().__init__()
@@ -321,6 +321,7 @@ class UninformedStudents(Model):
         tiling = Tiling(tile=self.size, stride=self.size // 2) if self.fit == "crop" else None
         stride = 0 if self.one_class else self.output_stride or BUDGETS[self.budget].output_stride
         teacher_data = None if self.teacher_data is None else Path(self.teacher_data)
+        teaching = {"teaching": OtherPictures(folder=teacher_data, input=PICTURES)}
         return Plan(
             network={
                 "patches": self._listed(self.patches),
@@ -341,7 +342,7 @@ class UninformedStudents(Model):
             score=ScoreSpec(comparison=ReadyMap(), reduce="max"),
             stages=tuple(self._stages()),
             validation=VALIDATION,
-            others={"teaching": OtherPictures(folder=teacher_data, input=PICTURES)},
+            others=teaching if self.teacher is None else {},
         )
 
     def _stages(self) -> Iterator[Stage]:
