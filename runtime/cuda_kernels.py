@@ -103,14 +103,16 @@ def dssim_launch(
     if comparison.window not in range(3, 16, 2):
         raise DataError(f"the DSSIM kernels have windows of 3 to 15 pixels, not {comparison.window}")
     n, channels, height, width = shape
-    columns = _ceil(width, 256)
-    rows = _rows_a_block(n * columns, height, multiprocessors, [rows for rows in ROWS if rows <= 64])
-    whole = comparison.window // 2 <= width <= 256
+    parts = 1 if width <= 256 else _ceil(width, 240)
+    columns = 8 * _ceil(_ceil(width, parts), 8)
+    whole = parts == 1 and comparison.window // 2 <= width
+    reached = width if whole else columns + comparison.window - 1
+    rows = _rows_a_block(n * parts, height, multiprocessors, [rows for rows in ROWS if rows <= 64])
     return Launch(
         "dssim",
         f"dssim{comparison.window}_{'half' if half else 'float'}",
-        grid=(columns, _ceil(height, rows), n),
-        block=(256 if whole else 288, 1, 1),
+        grid=(parts, _ceil(height, rows), n),
+        block=(32 * _ceil(max(columns, reached), 32), 1, 1),
         signature="PPPiiiif",
         arguments=(a, b, maps, channels, height, width, rows, comparison.data_range),
     )

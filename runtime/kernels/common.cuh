@@ -3,8 +3,8 @@
 
 #include <cuda_fp16.h>
 
-// A block of the filters covers ROWS x COLUMNS pixels: one thread for each column while it sums down, and one for each
-// row and SEGMENT columns while it sums across.
+// A block of DSSIM and of the filters covers ROWS rows and up to COLUMNS columns: one thread for each column while it sums
+// down, and one for each row and SEGMENT columns while it sums across.
 constexpr int ROWS = 8;
 constexpr int COLUMNS = 256;
 constexpr int SEGMENT = 8;
@@ -18,12 +18,13 @@ __device__ __forceinline__ void store(__half *target, float value) { *target = _
 // Pixel index of a picture that is mirrored at its border, the edge repeated, as often as it takes:
 // c b a | a b c | c b a. SciPy's "reflect", OpenCV's BORDER_REFLECT.
 __device__ __forceinline__ int mirrored(int index, int length) {
-  if (static_cast<unsigned>(index) < static_cast<unsigned>(length)) return index;
-  int period = 2 * length;
-  index %= period;
-  if (index < 0) index += period;
-  return index < length ? index : period - 1 - index;
+  // Mostly inside, else once around; more often only where the picture is smaller than the window.
+  while (static_cast<unsigned>(index) >= static_cast<unsigned>(length)) index = index < 0 ? -1 - index : 2 * length - 1 - index;
+  return index;
 }
+
+// NVRTC has no INFINITY.
+__device__ __forceinline__ float infinite() { return __int_as_float(0x7f800000); }
 
 // The larger and the smaller of two; NaN where one is, as NumPy's maximum and minimum.
 __device__ __forceinline__ float larger(float a, float b) { return a >= b || a != a ? a : b; }
@@ -44,9 +45,10 @@ struct Columns {
   int width;
   bool whole;
 
-  __device__ Columns(int x0, int before, int after, int width) : before(before), after(after), width(width) {
-    whole = width <= COLUMNS && width >= before && width >= after;
-    int inside = width - x0 < COLUMNS ? width - x0 : COLUMNS;
+  // ``covered`` columns from x0 on are the block's own.
+  __device__ Columns(int x0, int covered, int before, int after, int width) : before(before), after(after), width(width) {
+    whole = width <= covered && width >= before && width >= after;
+    int inside = width - x0 < covered ? width - x0 : covered;
     first = whole ? 0 : x0 - before;
     count = whole ? width : inside + before + after;
   }

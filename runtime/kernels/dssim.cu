@@ -10,8 +10,10 @@
 //     int channels, height, width
 //     int rows         rows of the picture for each block, a multiple of 8; see below
 //     float range      L
-//   grid   (ceil(width / 256), ceil(height / rows), n)
-//   block  (256, 1, 1) where K / 2 <= width <= 256, else (288, 1, 1)
+//   grid   (parts, ceil(height / rows), n), parts = 1 where width <= 256, else ceil(width / 240)
+//   block  (threads, 1, 1), threads = the greater of columns and reached, rounded up to a multiple of 32: at most 256
+//            columns = width / parts, rounded up, and again to a multiple of 8: what a block covers
+//            reached = width where parts = 1 and K / 2 <= width, else columns + K - 1: what it sums down
 //   shared 0
 //   rows: few (8) give many blocks, many (64) read the K - 1 rows between two blocks from near caches. Choose the largest of
 //   64, 32, 16, 8 that still gives two blocks for every multiprocessor, and 8 where none does.
@@ -32,7 +34,7 @@
 
 namespace {
 
-constexpr int MOST_THREADS = 288;
+constexpr int THREADS = 256;  // at most
 
 struct Moments {
   float s, d, ss, dd;
@@ -120,17 +122,18 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
   constexpr int STRIDE = padded(COLUMNS + 2 * RADIUS - 1) + 1;
   __shared__ float4 sums[ROWS * STRIDE];
 
-  const int x0 = blockIdx.x * COLUMNS, top = blockIdx.y * rows;
+  const int segments = ((width + gridDim.x - 1) / gridDim.x + SEGMENT - 1) / SEGMENT;
+  const int x0 = blockIdx.x * segments * SEGMENT, top = blockIdx.y * rows;
   const int bottom = top + rows < height ? top + rows : height;
   const long long plane = static_cast<long long>(height) * width;
-  const Columns columns(x0, RADIUS, RADIUS, width);
+  const Columns columns(x0, segments * SEGMENT, RADIUS, RADIUS, width);
   const float n = K * K;
   const Constants constants{1 / n, range, 2e-4f * range * range, 18e-4f * range * range * (n - 1) / n};
   a += blockIdx.z * channels * plane;
   b += blockIdx.z * channels * plane;
   map += blockIdx.z * plane;
 
-  const int row = threadIdx.x / SEGMENTS, segment = threadIdx.x % SEGMENTS;
+  const int row = threadIdx.x / segments, segment = threadIdx.x % segments;
   const int x = x0 + segment * SEGMENT;
   const bool summing = static_cast<int>(threadIdx.x) < columns.count;
   const int column = summing ? columns.column(threadIdx.x) : 0;
@@ -171,59 +174,59 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim3_float(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim3_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 3>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim5_float(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim5_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 5>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim7_float(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim7_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 7>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim9_float(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim9_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 9>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim11_float(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim11_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 11>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim13_float(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim13_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 13>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim15_float(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim15_float(
     const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<float, 15>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim3_half(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim3_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 3>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim5_half(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim5_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 5>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2) dssim7_half(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim7_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 7>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim9_half(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim9_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 9>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim11_half(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim11_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 11>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim13_half(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim13_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 13>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(MOST_THREADS) dssim15_half(
+extern "C" __global__ void __launch_bounds__(THREADS) dssim15_half(
     const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
   dssim<__half, 15>(a, b, map, channels, height, width, rows, range);
 }

@@ -72,14 +72,14 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
   const int x0 = blockIdx.x * COLUMNS, top = blockIdx.y * rows;
   const int bottom = top + rows < height ? top + rows : height;
   const long long plane = static_cast<long long>(height) * width;
-  const Columns columns(x0, before, after, width);
+  const Columns columns(x0, COLUMNS, before, after, width);
   const float share = 1.0f / (static_cast<float>(size) * size);
   map += blockIdx.z * plane;
   filtered += blockIdx.z * plane;
 
   const int row = threadIdx.x / SEGMENTS, segment = threadIdx.x % SEGMENTS;
   const int x = x0 + segment * SEGMENT;
-  float found = mean ? 0.0f : -INFINITY;
+  float found = mean ? 0.0f : -infinite();
 
   // The window above the first row: without its own last row, which is added when the window moves.
   float running[TURNS] = {};
@@ -209,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gaussian(
 
   const int x0 = blockIdx.x * COLUMNS, y0 = blockIdx.y * ROWS;
   const long long plane = static_cast<long long>(height) * width;
-  const Columns columns(x0, radius, radius, width);
+  const Columns columns(x0, COLUMNS, radius, radius, width);
   map += blockIdx.z * plane;
   filtered += blockIdx.z * plane;
   for (int k = threadIdx.x; k < 2 * radius + ROWS; k += THREADS) taps[k] = k <= 2 * radius ? weights[k] : 0.0f;

@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_partial(
   const int inner_height = height - 2 * margin, inner_width = width - 2 * margin;
   map += static_cast<long long>(blockIdx.y) * height * width + static_cast<long long>(margin) * width + margin;
   const int count = inner_height * inner_width;
-  float found = mean ? 0.0f : -INFINITY;
+  float found = mean ? 0.0f : -infinite();
   for (int i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
     found = joined(found, map[static_cast<long long>(i / inner_width) * width + i % inner_width], mean);
   found = joined_in_block(found, mean);
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_finish(
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += partial[i];
     result = static_cast<float>(joined_in_block(sum, mean) / pixels);
   } else {
-    float found = -INFINITY;
+    float found = -infinite();
     for (int i = threadIdx.x; i < blocks; i += THREADS) found = larger(found, partial[i]);
     result = joined_in_block(found, mean);
   }
@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256) merge_maximum(
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
   if (x >= width || y >= height) return;
   const long long pixel = static_cast<long long>(y) * width + x;
-  float found = first ? -INFINITY : merged[pixel];
+  float found = first ? -infinite() : merged[pixel];
   for (int i = 0; i < n; i++) {
     const int row = y - origins[2 * i], column = x - origins[2 * i + 1];
     if (row >= 0 && row < tile && column >= 0 && column < tile)

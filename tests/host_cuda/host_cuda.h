@@ -362,9 +362,10 @@ T __shfl_sync(unsigned, T value, unsigned lane) {
 }
 
 inline float __fdividef(float a, float b) { return a / b; }
-template <class T>
-T __ldg(const T *address) {
-  return *address;
+inline float __int_as_float(int bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
 }
 using std::fmaxf;
 using std::fminf;

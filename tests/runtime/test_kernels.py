@@ -126,8 +126,10 @@ def run_dssim(
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     maps = empty(n, height, width)
     name = f"dssim{window}_{'half' if a.dtype == np.float16 else 'float'}"
-    threads = 256 if window // 2 <= width <= 256 else 288
-    grid = (ceil(width, 256), ceil(height, rows), n)
+    parts = 1 if width <= 256 else ceil(width, 240)
+    columns = 8 * ceil(ceil(width, parts), 8)
+    reached = width if parts == 1 and window // 2 <= width else columns + window - 1
+    grid, threads = (parts, ceil(height, rows), n), 32 * ceil(max(columns, reached), 32)
     gpu(name, grid, (threads, 1, 1), a, b, maps, channels, height, width, rows, data_range)
     return maps
 
