@@ -42,7 +42,7 @@ def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_comp
     report = benchmark.measure(
         device, rounds=1, batch=2, cuda=lambda: Gpu(load_cuda("the loop"), compiler=host_compiler, cache=tmp_path)
     )
-    assert [check.passed for check in report.checks] == [True] * 4
+    assert [check.passed for check in report.checks] == [True] * 12
     names = " ".join(row.name for row in report.rows)
     assert all(name in names for name in ("batch 1", "batch 2", "1920 x 1080", "3840 x 2160"))
     left_out = " ".join(report.left_out)
@@ -53,7 +53,7 @@ def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_comp
     assert all(row.microseconds > 0 and row.samples for row in report.rows if "loop" not in row.name)
     page = report.markdown()
     assert "Host driver (no GPU), sm_87, driver for CUDA 13.0" in page
-    assert page.count("| ok |") == 4
+    assert page.count("| ok |") == 12
 
 
 def test_a_kernel_that_differs_is_reported_and_not_timed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,7 +397,6 @@ extern "C" {
 void host_driver_enable(int on) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   enabled = on;
-  if (!on) initialised = false;
 }
 
 // A device of this memory (bytes), compute capability and kind; a driver of this CUDA version (13000 is 13.0).

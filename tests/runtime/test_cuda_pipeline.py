@@ -298,8 +298,9 @@ def test_another_slots_batch_makes_a_graph_stale(inspecting: Any, driver: Any) -
     for n in sizes:
         scores = [verdict.score for verdict in inspector.inspect(frames(images[:n]))]
         np.testing.assert_allclose(scores, expected[:n], atol=1e-4)
-    changes = engine.shape_changes
-    assert changes == 3  # to 1, to 2 and back
+    assert engine.shape_changes == 3  # to 1, to 2 and back
+    # Enqueued twice in each slot before the change, the second time into a graph; then all over again.
+    assert engine.frames == [1, 1, 1, 1, 2, 1, 1, 1, 1]
 
 
 def test_an_engine_that_cannot_be_captured_runs_without_a_graph(inspecting: Any, driver: Any) -> None:
