@@ -131,7 +131,8 @@ def compare(bundle: Bundle, backend: Backend, record: EngineRecord) -> Differenc
             parts.append([output[: len(part)].copy() for output in backend.outputs])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    return difference(bundle, run, threshold=f"{record.target}/{record.precision}")
+    engine = f"{record.target}/{record.precision}"
+    return difference(bundle, run, name=f"the {engine} engine", threshold=engine)
 
 
 def check_gates(record: EngineRecord, gates: Gates) -> None:

@@ -41,7 +41,7 @@ from adedge.runtime.engines import engines_in, load_engine, read_record
 from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
 from adedge.scoring import maps_and_scores
-from adedge.specs import PRECISIONS, InputSpec
+from adedge.specs import PRECISIONS, InputSpec, Precision
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import Method, Ranges
@@ -74,6 +74,7 @@ def calibrate(
     bundle: Bundle,
     dataset: Dataset,
     *,
+    precisions: Sequence[Precision] = PRECISIONS,
     method: Method = "minmax",
     false_alarm_rate: float = 0.01,
     limits: Limits | None = None,
@@ -81,9 +82,10 @@ def calibrate(
 ) -> Calibrated:
     """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs: stored together or not at all.
 
-    ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted for the reference, ONNX Runtime in every
-    precision, and for other engines of the bundle that run on this machine. Raises `DataError` (too few pictures,
-    unusable ones), `GateError`, `BundleError`, `EngineError`, `MissingDependency`.
+    FP32 is among the ``precisions`` always; ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted
+    for the reference, for ONNX Runtime in each of the precisions, and for other engines of the bundle that run on this
+    machine. Raises `DataError` (too few pictures, unusable ones), `GateError`, `BundleError`, `EngineError`,
+    `MissingDependency`.
     """
     require_packages()
     from adedge.calibration.graph import OPSET
@@ -94,8 +96,9 @@ def calibrate(
     old = manifest.graphs.get("model.fp32")
     with bundle.edit() as draft:
         fp32 = export_fp32(bundle, opset=old.opset if old else OPSET)
-        ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress)
-        files = graph_files(fp32, PRECISIONS, ranges)
+        wanted = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
+        ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress) if "int8" in wanted else None
+        files = graph_files(fp32, wanted, ranges)
 
         def threshold(scores: NDArray[np.float32]) -> Threshold:
             return Threshold(
@@ -113,7 +116,7 @@ def calibrate(
 
         reference = scores_of(manifest.reference, reference_backend(bundle))
         thresholds = {manifest.reference: threshold(reference)}
-        for precision in PRECISIONS:
+        for precision in wanted:
             graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = f"onnxruntime/{precision}"
             if name not in thresholds:
@@ -124,7 +127,8 @@ def calibrate(
         made = verified(Bundle(bundle.path, fitted), files, ranges, progress=progress)
         changed = {one.record.file for one in made if is_new(manifest, one)}
         notes = store(draft, made)
-        draft.write("ranges.json", json_from_ranges(ranges))
+        if ranges is not None:
+            draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):
             thresholds[name] = threshold(scores_of(name, backend))
         # Engines of other machines keep their thresholds as long as their graphs stay.

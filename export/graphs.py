@@ -84,7 +84,10 @@ def require_packages() -> None:
 
 
 def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | None) -> dict[str, bytes]:
-    """The graphs of some precisions by the last part of their stem ("int8-fp16"), made from the FP32 graph."""
+    """The graphs of some precisions by the last part of their stem ("int8-fp16"), made from the FP32 graph.
+
+    INT8 with FP16 around it is made where both precisions are asked for.
+    """
     from adedge.calibration.graph import FP16_SCALES_OPSET, convert_opset, parse, serialise
     from adedge.calibration.qdq import int8_from_fp32
     from adedge.export.precision import fp16_from_fp32
@@ -94,8 +97,9 @@ def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | N
         files["fp16"] = fp16_from_fp32(fp32)
     if "int8" in precisions and ranges is not None:
         files["int8"] = int8_from_fp32(fp32, ranges)
-        newer = serialise(convert_opset(parse(fp32), FP16_SCALES_OPSET))
-        files["int8-fp16"] = fp16_from_fp32(int8_from_fp32(newer, ranges))
+        if "fp16" in precisions:
+            newer = serialise(convert_opset(parse(fp32), FP16_SCALES_OPSET))
+            files["int8-fp16"] = fp16_from_fp32(int8_from_fp32(newer, ranges))
     return files
 
 
@@ -138,7 +142,7 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
     # The INT8 graph with FP16 scales has no threshold of its own: TensorRT runs it, ONNX Runtime the other one.
     threshold = None if kind == "int8-fp16" else f"onnxruntime/{kind}"
     golden, tolerance = read_golden(bundle), tolerance_of(precision, bundle.manifest.score)
-    found = difference(bundle, run_with_onnxruntime(data), threshold=threshold, scored=scored)
+    found = difference(bundle, run_with_onnxruntime(data), name=f"{stem}.onnx", threshold=threshold, scored=scored)
     check_tolerance(f"{stem}.onnx", found, golden, tolerance)
     notes: tuple[str, ...] = ()
     if precision == "fp16" and not scored:
@@ -256,7 +260,7 @@ def emulate_fp16(bundle: Bundle, fp32: bytes) -> Difference:
         parts = [session.run(None, {name: frame[None]}) for frame in frames]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    return difference(bundle, run)
+    return difference(bundle, run, name="the network with every activation in FP16")
 
 
 def _fp16_notes(emulated: Difference) -> tuple[str, ...]:

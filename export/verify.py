@@ -86,7 +86,9 @@ def network_input(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.floa
     return np.ascontiguousarray(x)
 
 
-def difference(bundle: Bundle, run: Run, *, threshold: str | None = None, scored: bool = False) -> Difference:
+def difference(
+    bundle: Bundle, run: Run, *, name: str = "the graph", threshold: str | None = None, scored: bool = False
+) -> Difference:
     """Run the golden frames and compare maps, scores and verdicts with what PyTorch gave.
 
     ``run`` takes network input (N, C, H, W) float32 and gives the network's outputs, or with ``scored`` maps (N, H, W)
@@ -102,7 +104,10 @@ def difference(bundle: Bundle, run: Run, *, threshold: str | None = None, scored
         maps, scores = maps_and_scores(manifest.score, outputs)
     broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
     if broken.any():
-        raise GateError(f"golden frame {int(np.argmax(broken))} gives values that are not finite: nothing was written")
+        raise GateError(
+            f"{name} gives values that are not finite for golden frame {int(np.argmax(broken))}: nothing was written; "
+            "with --precision, leave out the precision that cannot hold this network's values"
+        )
     return Difference(
         map_error=float(np.abs(maps - golden.maps).max()),
         score_error=float(np.abs(scores - golden.scores).max()),

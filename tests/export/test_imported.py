@@ -300,6 +300,33 @@ def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
     assert (found.flips, found.auroc_change) == (0, 0)
 
 
+def test_values_beyond_fp16_leave_fp32_and_int8(tmp_path: Path, dataset: Dataset) -> None:
+    """The sum of 3 x 3 large numbers is far beyond 65504."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Conv", ["c", "w2"], ["out"], pads=[1] * 4),
+    ]
+    weights = {"w": np.full((4, 3, 3, 3), 3e4, np.float32), "w2": np.full((1, 4, 3, 3), 1e-3, np.float32)}
+    path = save(tmp_path / "m.onnx", nodes, [("out", TensorProto.FLOAT, MAP[2])], constants=weights)
+    bundle, _ = import_model(path, Description(), dataset, output=tmp_path / "b.adedge")
+    with pytest.raises(GateError, match="FP16 gives values that are not finite .* leave out the precision"):
+        export_graphs(bundle)
+    bundle = calibrate(
+        bundle, dataset, precisions=("int8",), false_alarm_rate=0.05, limits=Limits(score_noise=10)
+    ).bundle
+    assert set(bundle.manifest.graphs) == {"model.fp32", "model.int8"}
+    assert set(bundle.manifest.thresholds) == {"onnxruntime/fp32", "onnxruntime/int8"}
+    again, notes = export_graphs(bundle, ("fp32", "int8"))
+    assert (again.manifest.thresholds, notes) == (bundle.manifest.thresholds, ())
+
+
+def test_old_opsets_are_converted(tmp_path: Path, dataset: Dataset) -> None:
+    detector = detector_from_onnx(save(tmp_path / "m.onnx", mean_map(), [MAP], opset=11), Description(), dataset)
+    assert onnx.load_from_string(detector.graph).opset_import[0].version == 17
+    expected = golden_input(detector.input, detector.golden.frames).mean(axis=1)
+    np.testing.assert_allclose(detector.maps, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [

@@ -12,6 +12,7 @@ from adedge.bundle import Bundle, Manifest
 from adedge.cli import app
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
+from adedge.specs import PRECISIONS, parse_precisions
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
 
@@ -27,6 +28,14 @@ def calibrate_command(
             "that were trained on serve for INT8, all others for thresholds.",
         ),
     ],
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What to make graphs and thresholds of, beside FP32. Leave FP16 out where a network's values exceed "
+            "its range.",
+        ),
+    ] = ",".join(PRECISIONS),
     method: Annotated[
         RangeMethod, typer.Option(help="How large a value INT8 must still represent; the rest is clipped.")
     ] = "minmax",
@@ -53,6 +62,7 @@ def calibrate_command(
     from adedge.datasets import load_dataset
     from adedge.export.calibrate import calibrate
 
+    precisions = parse_precisions(precision)
     bundle = Bundle.open(path)
     dataset = load_dataset(data, strict=strict, root=root)
     for sentence in dataset.skipped:
@@ -63,6 +73,7 @@ def calibrate_command(
         result = calibrate(
             bundle,
             dataset,
+            precisions=precisions,
             method=method,
             false_alarm_rate=false_alarm_rate,
             limits=Limits(score_noise=max_score_noise, map_error=max_map_error),
