@@ -228,9 +228,10 @@ class UninformedStudents(Model):
 
     ``patches`` are the scales. ``size`` is the side of the square input in pixels; ``fit`` as in other methods:
     "resize" stretches the picture to it, "crop" keeps the resolution and looks at overlapping tiles. ``one_class``
-    makes each picture one patch (``size`` = p). ``teacher`` names a bundle or a safetensors file of one to take the
-    teachers from; without it they are trained, on the pictures of ``teacher_data`` (None: the training pictures), with
-    the weights ``lambda_k`` (distillation), ``lambda_m`` (metric learning) and ``lambda_c`` (compactness) of equation
+    makes each picture one patch (``size`` = p). ``margin`` is the border that a picture's score leaves out, by default
+    half the largest patch. ``teacher`` names a bundle or a safetensors file of one to take the teachers from; without
+    it they are trained, on the pictures of ``teacher_data`` (None: the training pictures), with the weights
+    ``lambda_k`` (distillation), ``lambda_m`` (metric learning) and ``lambda_c`` (compactness) of equation
     6. ``weights`` ("torchvision", "none" or a file) are the pretrained network's, ``features`` counts its outputs; the
     digests are those of what was used. ``pictures`` is how many there are to train on: the paper counts epochs. Other
     options that are None come from the budget.
@@ -246,6 +247,7 @@ class UninformedStudents(Model):
     fit: Literal["resize", "crop"] = "resize"
     one_class: bool = False
     output_stride: int | None = None
+    margin: int | None = Field(default=None, ge=0)
     teacher: str | None = None
     teacher_data: str | None = None
     teacher_data_digest: str = ""
@@ -272,6 +274,8 @@ class UninformedStudents(Model):
                 raise ValueError("pictures of a one-class set are single patches: choose one patch size")
             if self.fit == "crop" or (self.output_stride or 1) > 1:
                 raise ValueError("pictures of a one-class set are single patches: neither tiles nor an output stride")
+        elif 2 * (self.margin or 0) >= self.size:
+            raise ValueError(f"a margin of {self.margin} pixels leaves nothing of {self.size}")
         elif self.size % max(STRIDES) or self.size <= max(self.patches) // 2:
             least = f"more than {max(self.patches) // 2}"
             raise ValueError(f"size {self.size} must be a multiple of {max(STRIDES)} and {least} for these patches")
@@ -339,11 +343,20 @@ class UninformedStudents(Model):
                 resize="stretch" if tiling is None else "tile",
                 tiling=tiling,
             ),
-            score=ScoreSpec(comparison=ReadyMap(), reduce="max"),
+            score=ScoreSpec(comparison=ReadyMap(), reduce="max", margin=self._margin()),
             stages=tuple(self._stages()),
             validation=VALIDATION,
             others=teaching if self.teacher is None else {},
         )
+
+    def _margin(self) -> int:
+        """Pixels nearer to the border than half a patch are judged by mirror images too, and badly.
+
+        What lies there is seen by the patches further inside as well. A margin never takes more than half of a side.
+        """
+        if self.margin is not None:
+            return self.margin
+        return 0 if self.one_class else min(max(self.patches) // 2, self.size // 4)
 
     def _stages(self) -> Iterator[Stage]:
         budget = BUDGETS[self.budget]

@@ -108,6 +108,15 @@ def train_students(
         int | None,
         typer.Option(min=16, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
     ] = None,
+    margin: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Border in pixels that a picture's score leaves out, where patches see mirror images; what lies there "
+            "is in the patches further inside too.  [default: half the largest patch]",
+            show_default=False,
+        ),
+    ] = None,
     teacher_iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of each teacher, instead of the budget's.")
     ] = None,
@@ -151,6 +160,7 @@ def train_students(
         size=size,
         fit=fit,
         output_stride=output_stride,
+        margin=margin,
         teacher=None if teacher is None else str(teacher),
         teacher_data=None if teacher_data is None else str(teacher_data),
         weights=weights,
