@@ -31,7 +31,7 @@ from adedge.bundle import Bundle
 from adedge.console import note, progress
 from adedge.datasets import Dataset, load_dataset
 from adedge.errors import AdedgeError, DataError, UsageError
-from adedge.labelled_sets import SETS
+from adedge.labelled_sets import CLASSES, SETS
 from adedge.layouts import classes_in, found_in
 from adedge.specs import Model
 
@@ -55,20 +55,27 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
 POLL_S = 0.1  # how often running cells are looked after
 
 
+class Column(Model):
+    """A data set, ``data`` as `load_dataset` takes it: class ``name`` of the ``collection`` that a table is about."""
+
+    collection: str
+    name: str
+    data: str
+
+
 class Task(Model):
-    """One cell: ``system`` of `SYSTEMS`, what it is trained with, on ``data`` (shown as ``name``), from ``seed``."""
+    """One cell: ``system`` of `SYSTEMS`, what it is trained with, on ``column``, from ``seed``."""
 
     system: str
     options: dict[str, Any]
-    data: str
-    name: str
+    column: Column
     seed: int
     amp: bool = False
 
     @property
     def stem(self) -> str:
         """What the cell's files are called."""
-        return f"{self.system.replace('/', '-')}.{self.name.replace(':', '-')}.{self.seed}"
+        return f"{self.system.replace('/', '-')}.{self.column.collection}.{self.column.name}.{self.seed}"
 
 
 class Request(Model):
@@ -139,35 +146,39 @@ def parse_numbers(text: str, what: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UsageError(f"{what} '{text}': give numbers as 0,1,2 or 0-2")
+            raise UsageError(f"{what}: give '{text}' as numbers, 0,1,2 or 0-2")
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(dict.fromkeys(numbers))
 
 
-def datasets_in(texts: Sequence[str]) -> dict[str, str]:
-    """The data sets that --data stands for, by the name to show: {name: what `load_dataset` takes}.
+def columns_from(texts: Sequence[str]) -> tuple[Column, ...]:
+    """The data sets that each --data stands for.
 
-    "mnist:0-9" is ten, a folder of MVTec AD's classes as many as it has, anything else one. Raises `DataError` where a
-    folder does not exist or has no test pictures, `UsageError` where two have the same name.
+    "mnist" and "mnist:0-9" are ten, a folder of MVTec AD's classes as many as it has, anything else one, of a
+    collection called like its folder's parent. Raises `DataError` where a folder does not exist or has no test
+    pictures, `UsageError` where two data sets would share their files.
     """
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], Column] = {}
     for text in texts:
-        for name, data in _datasets(text).items():
-            if found.setdefault(name, data) != data:
-                raise UsageError(f"{found[name]} and {data} are both called '{name}': rename a folder")
-    return found
+        for column in _columns(text):
+            other = found.setdefault((column.collection, column.name), column)
+            if other != column:
+                raise UsageError(f"{other.data} and {column.data} are called the same: rename one of the folders")
+    return tuple(found.values())
 
 
-def _datasets(data: str) -> dict[str, str]:
-    scheme, _, chosen = data.partition(":")
+def _columns(data: str) -> list[Column]:
+    scheme, colon, chosen = data.partition(":")
     if scheme in SETS and not Path(data).exists():
-        return {f"{scheme}:{number}": f"{scheme}:{number}" for number in parse_numbers(chosen, "the classes")}
+        numbers = parse_numbers(chosen, data) if colon else range(CLASSES)
+        return [Column(collection=scheme, name=str(number), data=f"{scheme}:{number}") for number in numbers]
     path = Path(data)
     if path.is_dir() and not (path / "train").is_dir() and (classes := classes_in(path)):
-        return {folder.name: str(folder) for folder in classes}
+        return [Column(collection=path.resolve().name, name=one.name, data=str(one)) for one in classes]
     if not found_in(path).test:
         raise DataError(f"{data} has no test pictures, so nothing can be measured: see docs/data.md for the layouts")
-    return {path.resolve().name if path.is_dir() else path.stem: data}
+    whole = path.resolve()
+    return [Column(collection=whole.parent.name, name=whole.name if whole.is_dir() else whole.stem, data=data)]
 
 
 def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -190,7 +201,7 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
 
 def tasks_from(
     systems: Sequence[str],
-    data: Mapping[str, str],
+    columns: Sequence[Column],
     seeds: Sequence[int],
     *,
     budget: str,
@@ -202,13 +213,12 @@ def tasks_from(
         Task(
             system=system,
             options={"budget": budget, **SYSTEMS[system], **options.get(system.partition("/")[0], {})},
-            data=where,
-            name=name,
+            column=column,
             seed=seed,
             amp=amp,
         )
         for seed in seeds
-        for name, where in data.items()
+        for column in columns
         for system in systems
     ]
 
@@ -258,7 +268,7 @@ def evaluate(
                 del running[stem]
                 cell = finished(folder, task)
                 if cell is None:
-                    failures[stem] = _last_line(folder / "logs" / f"{stem}.log")
+                    failures[stem] = _last_line(folder / "logs" / f"{stem}.log", process.returncode)
                 else:
                     cells[stem] = cell
                 report(stem)
@@ -308,9 +318,12 @@ def _started(request: Request) -> subprocess.Popen[bytes]:
     return process
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, returncode: int) -> str:
+    """Why a cell failed: what its process said last, or the signal that killed it."""
+    if returncode < 0:
+        return f"{signal.Signals(-returncode).name} ended its process; of SIGKILL, too little memory is the usual cause"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "its process ended without a word: was it killed for its memory?"
+    return lines[-1] if lines else f"its process ended with {returncode} and without a word"
 
 
 # --- one cell ------------------------------------------------------------------------------------------------------
@@ -322,9 +335,9 @@ def measure(request: Request) -> Cell:
 
     task = request.task
     # All training pictures are used, as in the papers: nothing is calibrated here.
-    dataset = load_dataset(task.data, holdout=0.0, root=request.root)
+    dataset = load_dataset(task.column.data, holdout=0.0, root=request.root)
     if {sample.label for sample in dataset.test} != {0, 1}:
-        raise DataError(f"the test set of {task.data} needs good and anomalous pictures, to tell them apart")
+        raise DataError(f"the test set of {task.column.data} needs good and anomalous pictures, to tell them apart")
     path = request.folder / "bundles" / f"{task.stem}.adedge"
     resumed = checkpoint_directory(path).is_dir() or path.is_dir()
     started = time.monotonic()
@@ -334,7 +347,7 @@ def measure(request: Request) -> Cell:
     cell = Cell(
         task=task,
         system=f"{bundle.manifest.method}/{bundle.manifest.variant}",
-        known=class_of(dataset, task.name),
+        known=class_of(dataset, task.column.name),
         metrics=metrics,
         pictures=len(dataset.test),
         budget=bundle.manifest.provenance.budget,

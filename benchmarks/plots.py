@@ -96,7 +96,7 @@ def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
                     axes.plot([place + shift], [entry.published[0]], "o", markersize=8, mfc="none", color=colour)
             axes.plot([], [], "o", color=colour, label=system)
         axes.plot([], [], "o", markersize=8, mfc="none", color="grey", label="published")
-        axes.set(ylabel=metrics[table.metric], xlim=(-0.5, len(table.columns) - 0.5))
+        axes.set(ylabel=metrics[table.metric], title=table.collection, xlim=(-0.5, len(table.columns) - 0.5))
         axes.set_xticks(range(len(table.columns)), table.columns, rotation=30, ha="right")
     all_axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _png(figure)

@@ -41,8 +41,12 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A metric of `METRICS`: entries by (system, column); the column `MEAN` where there are several data sets."""
+    """A metric of `METRICS` on one collection: entries by (system, column), `MEAN` last if there are several.
 
+    ``seeds`` is how many the fullest entries have.
+    """
+
+    collection: str
     metric: str
     systems: tuple[str, ...]
     columns: tuple[str, ...]
@@ -51,43 +55,45 @@ class Table:
 
 
 def tables_from(cells: Sequence[Cell]) -> list[Table]:
-    """A table for each metric that some cell has; systems and data sets in the order of the cells."""
-    systems = tuple(dict.fromkeys(cell.task.system for cell in cells))
-    names = tuple(dict.fromkeys(cell.task.name for cell in cells))
-    seeds = tuple(dict.fromkeys(cell.task.seed for cell in cells))
+    """A table for each collection and each metric that some cell has; rows and columns in the order of the cells."""
     tables = []
-    for metric in METRICS:
-        measured = [cell for cell in cells if metric in cell.metrics]
-        if not measured:
-            continue
-        columns = tuple(name for name in names if any(cell.task.name == name for cell in measured))
-        entries: dict[tuple[str, str], Entry] = {}
-        for system in systems:
-            own = [cell for cell in measured if cell.task.system == system]
-            for name in columns:
-                if found := [cell for cell in own if cell.task.name == name]:
-                    entries[system, name] = Entry(
-                        values=tuple(cell.metrics[metric].value for cell in found),
-                        published=published_value(found[0].system, metric, found[0].known),
-                    )
-            # A mean over other data sets than those of the column's other rows would compare nothing.
-            by_seed = [[cell.metrics[metric].value for cell in own if cell.task.seed == seed] for seed in seeds]
-            complete = [float(np.mean(values)) for values in by_seed if len(values) == len(columns)]
-            if len(columns) > 1 and complete:
-                known = [next(cell.known for cell in own if cell.task.name == name) for name in columns]
-                entries[system, MEAN] = Entry(
-                    values=tuple(complete), published=published_mean(own[0].system, metric, known)
-                )
-        tables.append(
-            Table(
-                metric=metric,
-                systems=systems,
-                columns=(*columns, MEAN) if len(columns) > 1 else columns,
-                entries=entries,
-                seeds=len(seeds),
-            )
-        )
+    for collection in dict.fromkeys(cell.task.column.collection for cell in cells):
+        for metric in METRICS:
+            own = [cell for cell in cells if cell.task.column.collection == collection and metric in cell.metrics]
+            if own:
+                tables.append(_table(collection, metric, own))
     return tables
+
+
+def _table(collection: str, metric: str, cells: Sequence[Cell]) -> Table:
+    systems = tuple(dict.fromkeys(cell.task.system for cell in cells))
+    columns = tuple(dict.fromkeys(cell.task.column.name for cell in cells))
+    seeds = tuple(dict.fromkeys(cell.task.seed for cell in cells))
+    entries: dict[tuple[str, str], Entry] = {}
+    for system in systems:
+        own = [cell for cell in cells if cell.task.system == system]
+        for name in columns:
+            if found := [cell for cell in own if cell.task.column.name == name]:
+                entries[system, name] = Entry(
+                    values=tuple(cell.metrics[metric].value for cell in found),
+                    published=published_value(found[0].system, metric, found[0].known),
+                )
+        # Seeds that lack a class have no mean: it would be one over other classes than the row above it.
+        by_seed = [[cell.metrics[metric].value for cell in own if cell.task.seed == seed] for seed in seeds]
+        complete = [float(np.mean(values)) for values in by_seed if len(values) == len(columns)]
+        if len(columns) > 1 and complete:
+            known = [next(cell.known for cell in own if cell.task.column.name == name) for name in columns]
+            entries[system, MEAN] = Entry(
+                values=tuple(complete), published=published_mean(own[0].system, metric, known)
+            )
+    return Table(
+        collection=collection,
+        metric=metric,
+        systems=systems,
+        columns=(*columns, MEAN) if len(columns) > 1 else columns,
+        entries=entries,
+        seeds=len(seeds),
+    )
 
 
 def markdown(cells: Sequence[Cell], command: str) -> str:
@@ -100,7 +106,7 @@ def markdown(cells: Sequence[Cell], command: str) -> str:
             _row([f"`{system}`", *(_text(table.entries.get((system, name)), table.seeds) for name in table.columns)])
             for system in table.systems
         ]
-        parts.append(f"## {METRICS[table.metric]}\n\n" + "\n".join(lines))
+        parts.append(f"## {table.collection}: {METRICS[table.metric]}\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, *_remarks(cells)]) + "\n"
 
 
@@ -108,12 +114,13 @@ def csv_text(cells: Sequence[Cell]) -> str:
     """One line for each field of the tables: for spreadsheets and scripts."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("metric", "method", "data", "seeds", "mean", "std", "published", "source"))
+    writer.writerow(("collection", "metric", "method", "class", "seeds", "mean", "std", "published", "source"))
     for table in tables_from(cells):
         for (system, name), entry in table.entries.items():
             std = "" if entry.std is None else f"{entry.std:.6f}"
             value, source = ("", "") if entry.published is None else (f"{entry.published[0]:g}", entry.published[1])
-            writer.writerow((table.metric, system, name, len(entry.values), f"{entry.mean:.6f}", std, value, source))
+            seeds, mean = len(entry.values), f"{entry.mean:.6f}"
+            writer.writerow((table.collection, table.metric, system, name, seeds, mean, std, value, source))
     return stream.getvalue()
 
 

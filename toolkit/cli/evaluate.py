@@ -21,7 +21,7 @@ def evaluate(
         list[str],
         typer.Option(
             help="What to train and test on, repeatable: a folder of data sets (MVTec AD: one for each class), one "
-            "data set, or classes of a one-class set, as mnist:3 or mnist:0-9."
+            "data set, or classes of a one-class set, as mnist:3, mnist:0-4 or mnist."
         ),
     ],
     results: Annotated[Path, typer.Option("--output", "-o", help="Folder for cells, tables and the picture.")],
@@ -67,7 +67,7 @@ def evaluate(
     from adedge.benchmarks import plots
     from adedge.benchmarks.evaluate import (
         METRICS,
-        datasets_in,
+        columns_from,
         parse_numbers,
         parse_options,
         parse_systems,
@@ -76,19 +76,20 @@ def evaluate(
     from adedge.benchmarks.evaluate import evaluate as measure_all
     from adedge.benchmarks.seed_tables import csv_text, markdown, tables_from
     from adedge.methods import require_torch
+    from adedge.runtime.onnxruntime import physical_cores
 
     require_torch()
     plots.require_matplotlib()
     systems = parse_systems(methods)
     tasks = tasks_from(
         systems,
-        datasets_in(data),
+        columns_from(data),
         parse_numbers(seeds, "--seeds"),
         budget=budget,
         options=parse_options(option or (), systems),
         amp=amp,
     )
-    each = threads or max(1, _cores() // jobs)
+    each = threads or max(1, physical_cores() // jobs)
     note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
     with progress("evaluate") as step:
         found = measure_all(
@@ -112,9 +113,3 @@ def evaluate(
         note(f"wrote {results / 'evaluation.md'}, .csv and .png")
     if found.failures:
         raise typer.Exit(1)
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
