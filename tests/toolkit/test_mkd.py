@@ -24,7 +24,7 @@ from adedge.export.onnx_graph import graph_from_module
 from adedge.export.precision import rounded_to_fp16
 from adedge.methods import load_detector
 from adedge.methods.mkd import BLOCKS, Cloner, Discrepancy, Layer, Mkd, smooth_gradients, unpooled
-from adedge.specs import InputSpec
+from adedge.specs import Gaussian, InputSpec, Opening, ReadyMap, ScoreSpec, Tiling
 
 SHAPES = ((128, 4, 6), (256, 2, 3), (512, 2, 2), (512, 1, 1))
 
@@ -296,6 +296,20 @@ def test_balance_makes_both_terms_equal_at_the_start_and_units_are_the_sources_s
                 value += nn.functional.mse_loss(c, s)
                 direction += (1 - nn.functional.cosine_similarity(c.flatten(1), s.flatten(1))).mean()
         assert networks["discrepancy"].balance.item() == pytest.approx((value / direction).item(), rel=1e-4)
+
+
+def test_one_picture_is_enough_to_begin_with() -> None:
+    method = Mkd(weights="none", size=32)
+    networks = method.networks("vgg16", {}).eval()
+    with torch.no_grad():
+        method.prepare(method.plan().stages[0], networks, [photographs(32)[:1]])
+    assert torch.isfinite(networks["discrepancy"].balance)
+
+
+def test_large_pictures_are_looked_at_in_overlapping_tiles() -> None:
+    plan = Mkd(weights="none", size=64, fit="crop").plan()
+    assert (plan.input.resize, plan.input.tiling) == ("tile", Tiling(tile=64, stride=32))
+    assert plan.score == ScoreSpec(comparison=ReadyMap(), filters=(Gaussian(sigma=4), Opening(size=3)), reduce="output")
 
 
 def test_training_learns_and_leaves_the_source_alone() -> None:

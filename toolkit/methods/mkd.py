@@ -367,7 +367,7 @@ class Mkd(Model):
         assert isinstance(discrepancy, Discrepancy)
         backbones.fill(source, "vgg16", self.weights)
         cloner = copy.deepcopy(networks["cloner"]).train()
-        outputs = [(source(x), cloner(x)) for x in islice(batches, BALANCE_BATCHES) if len(x) > 1 or stage.batch == 1]
+        outputs = [(source(x), cloner(x)) for x in islice(batches, BALANCE_BATCHES)]
         for level, unit in enumerate(discrepancy.units):
             unit.copy_(torch.stack([target[level].square().mean() for target, _ in outputs]).mean().sqrt())
         terms = torch.stack([torch.stack(discrepancy.terms(*pair)).mean(1) for pair in outputs]).mean(0)
