@@ -484,7 +484,7 @@ def _dims(value: ValueInfoProto) -> list[Any]:
 
 
 def _type_text(value: ValueInfoProto) -> str:
-    return TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -62,17 +62,14 @@ def pixel_intervals(
     as they do.
     """
     defects, values = checked_maps(masks, maps)
-    pictures = np.arange(len(values))[:, None, None]
     levels = _levels(values, defects)
-    bins = len(levels) + 1
-    cells = np.searchsorted(levels, values, side="right") + pictures * bins
-
-    def histogram(where: NDArray[np.bool_], weights: Floats | None = None) -> Floats:
-        """(pictures, bins), rising values."""
-        counts = np.bincount(cells[where], weights, minlength=len(values) * bins)
-        return counts.reshape(len(values), bins).astype(np.float64)
-
-    good, bad, gain = histogram(~defects), histogram(defects), histogram(defects, region_weights(defects))
+    good, bad, gain = np.zeros((3, len(values), len(levels) + 1))  # (pictures, bins), rising values
+    weights = np.split(region_weights(defects), np.cumsum(defects.sum(axis=(1, 2)))[:-1])  # by picture
+    for number, (mask, pixels, own) in enumerate(zip(defects, values, weights, strict=True)):
+        bins = np.searchsorted(levels, pixels, side="right")
+        good[number] = np.bincount(bins[~mask], minlength=len(levels) + 1)
+        bad[number] = np.bincount(bins[mask], minlength=len(levels) + 1)
+        gain[number] = np.bincount(bins[mask], own, minlength=len(levels) + 1)
     aurocs, aupros = [], []
     anomalous = np.array([mask.any() for mask in defects])
     for counts in _counts(anomalous, resamples, seed):

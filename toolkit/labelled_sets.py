@@ -35,7 +35,7 @@ _IDX_IMAGES, _IDX_LABELS = 0x0803, 0x0801  # unsigned bytes of 3 dimensions and 
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}"
-_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as https://www.cs.toronto.edu/~kriz/cifar.html gives it
 _CIFAR_TRAIN = tuple(f"data_batch_{part}.bin" for part in range(1, 6))
 _CIFAR_TEST = ("test_batch.bin",)
 _CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Argument(
-        help="A folder of good pictures; a folder laid out as MVTec AD (train/good, test/KIND, ground_truth/KIND); "
-        "or a class of a data set to call normal: mnist:3, fashion-mnist:0, cifar10:5."
+        help="A folder of good pictures; a folder laid out as MVTec AD (train/good, test/KIND, ground_truth/KIND), "
+        "BTAD, VisA or MVTec LOCO AD; a CSV file with columns path, split and label; or a class of a data set to call "
+        "normal: mnist:3, fashion-mnist:0, cifar10:5."
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The bundle (a directory) to write.")]
