@@ -3,9 +3,8 @@
     python -m adedge.benchmarks.kernel_resources [--architectures sm_87,sm_90,sm_110]
 
 Every kernel is compiled with this machine's nvcc or NVRTC and the figures are read from the machine code. A stack means
-that values which belong into registers go to memory: the command then ends with exit code 1, as it does where a kernel does
-not compile. "blocks" is how many blocks of the kernel's usual size the registers and the shared memory of one
-multiprocessor hold.
+that values which belong into registers go to memory: the command then ends with exit code 1, as it does where a kernel
+does not compile. "blocks" is how many blocks of 256 threads one multiprocessor holds at once.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ REGISTERS_A_MULTIPROCESSOR = 65536
 SHARED_BYTES_A_MULTIPROCESSOR = {"sm_87": 164 << 10, "sm_90": 228 << 10, "sm_110": 228 << 10}
 SHARED_BYTES_RESERVED = 1 << 10  # by CUDA for each block; from sm_90 on the machine code counts them in
 THREADS_A_BLOCK = 256
+ROW = "{:24} {:8} {:>9} {:>7} {:>6} {:>6}\n"
 THREADS_A_MULTIPROCESSOR = {"sm_87": 1536, "sm_90": 2048, "sm_110": 2048}
 
 
@@ -71,7 +71,8 @@ def resources(image: bytes) -> list[KernelResources]:
         raise EngineError("this is no machine code for a GPU: an ELF file was expected")
     sections = _sections(image)
     symbols = _symbols(sections)
-    registers, stack = {}, {}
+    registers: dict[str, int] = {}
+    stack: dict[str, int] = {}
     for attribute, payload in _attributes(sections[".nv.info"].data):
         if attribute in (0x2F, 0x11):
             symbol, value = struct.unpack("<II", payload[:8])
@@ -132,25 +133,24 @@ def compiled(compiler: Compiler, architecture: str, folder: Path = KERNELS) -> d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 where a kernel does not compile or needs a stack."""
-    parser = argparse.ArgumentParser(description="What the CUDA kernels take of a GPU.")
-    parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
+    parser = argparse.ArgumentParser(prog="python -m adedge.benchmarks.kernel_resources", description=__doc__)
+    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="separated by commas")
     architectures = parser.parse_args(arguments).architectures.split(",")
     failed = False
     try:
         compiler = find_compiler()
-        print(f"compiled by {compiler.name}")  # noqa: T201
-        print(f"{'kernel':24} {'for':8} {'registers':>9} {'shared':>7} {'stack':>6} {'blocks':>6}")  # noqa: T201
+        sys.stdout.write(f"compiled by {compiler.name}; registers a thread, bytes of shared memory a block\n")
+        sys.stdout.write(ROW.format("kernel", "for", "registers", "shared", "stack", "blocks"))
         for architecture in architectures:
             for kernels in compiled(compiler, architecture).values():
                 for kernel in kernels:
                     failed = failed or kernel.stack_bytes > 0
-                    blocks = kernel.blocks(architecture) or ""
-                    print(  # noqa: T201
-                        f"{kernel.kernel:24} {architecture:8} {kernel.registers:9} {kernel.shared_bytes:7} "
-                        f"{kernel.stack_bytes:6} {blocks:>6}"
+                    figures = (kernel.registers, kernel.shared_bytes, kernel.stack_bytes)
+                    sys.stdout.write(
+                        ROW.format(kernel.kernel, architecture, *figures, kernel.blocks(architecture) or "")
                     )
     except EngineError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return int(failed)
 
