@@ -245,6 +245,6 @@ def _percent(value: float | None) -> str:
 
 
 def summary(report: Report) -> Mapping[str, list[str]]:
-    """What fits a terminal: engine, frame latency, AUROC, AUPRO, flips; keyed by engine."""
+    """What fits a terminal: engine, frame latency, AUROC, AUPRO without its interval, flips; keyed by engine."""
     chosen = (2, 6, 9, 13)
-    return {row[0]: [row[index] for index in chosen] for row in rows(report)}
+    return {row[0]: [row[index].partition(" (")[0] for index in chosen] for row in rows(report)}

@@ -69,7 +69,8 @@ def test_latency_is_charged_to_the_boundary_where_it_arises() -> None:
     images = [np.zeros((32, 32, 1), np.uint8)]
     found = measure_latency([contender("a/fp32", work=slow), contender("b/fp32", None)], images, SPEC, SCORE, frames=20)
     assert found["a/fp32"].network.p50 >= 20
-    assert found["a/fp32"].network.p50 <= found["a/fp32"].frame.p50 <= found["a/fp32"].verdict.p50
+    assert found["a/fp32"].network.p50 <= found["a/fp32"].frame.p50
+    assert found["a/fp32"].verdict.p50 >= 20  # measured apart from the other two
     assert found["b/fp32"].network.p50 < found["a/fp32"].network.p50
     assert len(found["a/fp32"].frame.samples_ms) == 20
     assert found["a/fp32"].frames_per_second <= 50

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from adedge.bundle import Bundle
 from adedge.calibration.sensitivity import Limits
-from adedge.cli import app, import_, inspect
+from adedge.cli import app, benchmark, import_, inspect
 from adedge.datasets import Dataset, load_dataset
 from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
 from adedge.export.build import build_engine
@@ -31,6 +33,7 @@ from adedge.specs import Gaussian, InputSpec
 
 torch.set_num_threads(1)
 SIZE = 16
+COMMANDS = (import_, benchmark, inspect)  # imported, they have added their commands to `app`
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +302,15 @@ def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
     assert found is not None
     assert (found.flips, found.auroc_change) == (0, 0)
 
+    folder = tmp_path / "report"
+    command = ("benchmark", bundle.path, "--data", dataset.name, "--frames", 20, "-o", folder)
+    done = CliRunner().invoke(app, [str(word) for word in command])
+    assert done.exit_code == 0, done.exception
+    report = json.loads((folder / "report.json").read_text())
+    assert report["reference"] == "onnxruntime/fp32"
+    assert {name: one["flips"] for name, one in report["accuracy"].items()}["onnxruntime/fp32"] == 0
+    assert "the imported model (onnxruntime/fp32)" in (folder / "report.md").read_text()
+
 
 def test_values_beyond_fp16_leave_fp32_and_int8(tmp_path: Path, dataset: Dataset) -> None:
     """The sum of 3 x 3 large numbers is far beyond 65504."""
@@ -434,7 +446,6 @@ def test_a_file_that_is_no_onnx_is_named(tmp_path: Path, dataset: Dataset) -> No
 
 
 def test_the_command(tmp_path: Path, data: Path) -> None:
-    assert {import_.__name__, inspect.__name__} <= set(sys.modules)  # they add their commands to the application
     path, bundle = anomalib_like(tmp_path / "m.onnx", input_shape=("n", 3, "h", "w")), tmp_path / "b.adedge"
     command = ["import", path, "-o", bundle, "--golden", data, "--map", "anomaly_map", "--filter", "gaussian:1.5"]
 
@@ -454,3 +465,27 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
     shown = adedge("inspect", bundle).stdout
     assert "imported from" in shown
     assert "m.onnx" in shown
+
+
+def test_no_pytorch_is_needed(tmp_path: Path, data: Path) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP])
+    code = """
+import sys
+from pathlib import Path
+sys.modules["torch"] = None  # importing it fails
+from adedge.datasets import load_dataset
+from adedge.export.build import build_engine
+from adedge.export.calibrate import calibrate
+from adedge.export.graphs import export_graphs
+from adedge.export.imported import Description, import_model
+
+model, data, output = sys.argv[1:]
+dataset = load_dataset(data)
+bundle, _ = import_model(Path(model), Description(), dataset, output=Path(output))
+bundle = calibrate(export_graphs(bundle)[0], dataset, false_alarm_rate=0.05).bundle
+build_engine(bundle, "onnxruntime", "fp32")
+"""
+    command = [sys.executable, "-c", code, str(path), str(data), str(tmp_path / "b.adedge")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(tmp_path / "b.adedge").has("engines/onnxruntime-fp32/engine.json")
