@@ -20,6 +20,7 @@ from adedge.export.builders import GRAPHS, BuildOptions, Built, Progress, Source
 from adedge.export.verify import difference
 from adedge.runtime.backend import Backend
 from adedge.runtime.engines import EngineRecord, engine_folder, obstacle, open_plan
+from adedge.runtime.tensorrt import TensorRTBackend
 from adedge.specs import Precision, Target
 
 
@@ -113,10 +114,11 @@ def self_test(bundle: Bundle, record: EngineRecord, plan: bytes) -> EngineRecord
     backend = open_plan(record, plan)
     try:
         result = compare(bundle, backend, record)
+        layers = backend.layer_counts() if isinstance(backend, TensorRTBackend) else {}
     finally:
         backend.close()
     status = f"self-test of {result.frames} golden frames run on this machine"
-    return record.model_copy(update={"self_test": result, "status": status})
+    return record.model_copy(update={"self_test": result, "status": status, "layers": layers})
 
 
 def compare(bundle: Bundle, backend: Backend, record: EngineRecord) -> Difference:

@@ -34,7 +34,9 @@ class EngineRecord(Model):
     ``library_version`` is that of ONNX Runtime, TensorRT or TensorRT-RTX; ``compute_capabilities`` ("8.7") are the GPU
     architectures that the plan runs on, and ``machine`` the processor's ("aarch64"). ``path`` says which of the ways to
     build was taken, ``attempts`` why the ones before it failed, and ``warnings`` what the builder said meanwhile.
-    ``self_test`` is None where the building machine could not execute the plan; ``status`` says it in words.
+    ``self_test`` is None where the building machine could not execute the plan; ``status`` says it in words. ``layers``
+    counts TensorRT's layers by the precision of their outputs ("int8": 12), as its engine inspector tells them; empty
+    where there is no such inspector, or the plan was not opened.
     """
 
     target: Target
@@ -56,6 +58,7 @@ class EngineRecord(Model):
     flags: dict[str, str | int | float | bool] = Field(default_factory=dict)
     build_seconds: float
     built: str
+    layers: dict[str, int] = Field(default_factory=dict)
     self_test: Difference | None = None
     status: str
 

@@ -12,6 +12,7 @@ import json
 import logging
 import platform
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -311,6 +312,10 @@ class TensorRTBackend(FixedBuffers):
     def layers(self) -> tuple[Layer, ...]:
         """What the plan's layers are, as far as the plan was built to tell; () where it cannot."""
         return layers_from_inspector(_inspector_json(self._trt, self._engine))
+
+    def layer_counts(self) -> dict[str, int]:
+        """How many layers give each precision, most first; those whose precision is not told are "unknown"."""
+        return dict(Counter(layer.precision or "unknown" for layer in self.layers()).most_common())
 
     def close(self) -> None:
         """Free the plan and the device memory.

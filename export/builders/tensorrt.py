@@ -233,6 +233,8 @@ def _configure(trt: Any, builder: Any, config: Any, options: BuildOptions) -> No
     """Set what was asked for on TensorRT's builder configuration; what this version lacks is refused."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes or DEFAULT_WORKSPACE_BYTES)
     set_tf32(trt, config, options.tf32)
+    # The plan then tells which precision each layer has after fusion: engine.json keeps that.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.opt_level is not None:
         if not hasattr(config, "builder_optimization_level"):
             raise EngineError(f"{title(trt)} has no optimisation level: leave --opt-level out")

@@ -65,7 +65,14 @@ class FakeTensorRT:
             if name in self.members["top"]:
                 setattr(module, name, self._class(name, {m: i for i, m in enumerate(self.members[name])})())
 
-        for name in ("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "DeviceType", "DataType"):
+        for name in (
+            "BuilderFlag",
+            "NetworkDefinitionCreationFlag",
+            "MemoryPoolType",
+            "DeviceType",
+            "DataType",
+            "ProfilingVerbosity",
+        ):
             enum(name)
         enum("HardwareCompatibilityLevel")
         module.ILogger = type(

@@ -428,6 +428,18 @@ def test_the_inspectors_json_is_read_in_both_forms(layers: list[Any], expected: 
         assert layers_from_inspector(json.dumps({"Layers": layers, **bindings})) == expected
 
 
+def test_layers_are_counted_by_precision(fake: FakeTensorRT) -> None:
+    int8 = {**DETAILED, "Outputs": [{"DataType": "Int8"}]}
+    text = json.dumps({"Layers": [{**DETAILED, "Outputs": [{"DataType": "Half"}]}, int8, "Reformat", int8]})
+    fake.module.LayerInformationFormat = type("LayerInformationFormat", (), {"JSON": "JSON"})  # type: ignore[attr-defined]
+    backend = backend_on(fake)
+    inspector = type(
+        "EngineInspector", (), {"get_engine_information": lambda self, form: text if form == "JSON" else ""}
+    )
+    backend._engine.create_engine_inspector = inspector
+    assert backend.layer_counts() == {"int8": 2, "fp16": 1, "unknown": 1}
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"Layer": []}', "Layers: none"])
 def test_an_answer_that_is_no_inspectors_is_refused(text: str) -> None:
     with pytest.raises(EngineError, match="not understood"):

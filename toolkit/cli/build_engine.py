@@ -124,6 +124,7 @@ def _table(bundle: Bundle, record: EngineRecord) -> Table:
         "built": f"{record.path}, {record.build_seconds:.1f} s, version {record.library_version}",
         "for": ", ".join(record.compute_capabilities) or record.machine,
         "batch": ", ".join(map(str, record.batch)),
+        **({"layers": ", ".join(f"{count} {name}" for name, count in record.layers.items())} if record.layers else {}),
         "map error": f"{test.map_error:.2e}" if test else "not run here",
         "score error": f"{test.score_error:.2e}" if test else "not run here",
         "verdict flips": f"{test.flips} of {test.frames}" if test and test.flips is not None else "unknown",
