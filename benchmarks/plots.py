@@ -95,9 +95,11 @@ def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
                 if entry.published is not None:
                     axes.plot([place + shift], [entry.published[0]], "o", markersize=8, mfc="none", color=colour)
             axes.plot([], [], "o", color=colour, label=system)
-        axes.plot([], [], "o", markersize=8, mfc="none", color="grey", label="published")
+        if any(entry.published for entry in table.entries.values()):
+            axes.plot([], [], "o", markersize=8, mfc="none", color="grey", label="published")
         axes.set(ylabel=metrics[table.metric], title=table.collection, xlim=(-0.5, len(table.columns) - 0.5))
         axes.set_xticks(range(len(table.columns)), table.columns, rotation=30, ha="right")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
     all_axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _png(figure)
 

@@ -127,11 +127,12 @@ def csv_text(cells: Sequence[Cell]) -> str:
 def _remarks(cells: Sequence[Cell]) -> list[str]:
     """What the figures mean, under which settings they came about, and where the published ones are from."""
     seeds = sorted({cell.task.seed for cell in cells})
+    published = any(entry.published for table in tables_from(cells) for entry in table.entries.values())
     remarks = [
         "Mean over seeds"
         + (", ± the sample standard deviation over them" if len(seeds) > 1 else "")
-        + ", and in brackets what the paper reports. Measured by the reference (PyTorch, FP32) on the whole test set; "
-        "nothing of it was used in training.",
+        + (", and in brackets what the paper reports" if published else "")
+        + ". Measured by the reference (PyTorch, FP32) on the whole test set; nothing of it was used in training.",
         f"Seeds: {', '.join(map(str, seeds))}. Budget: {', '.join(sorted({cell.budget for cell in cells}))}"
         + (", a fraction of the papers' training" if any(cell.budget != "paper" for cell in cells) else "")
         + (", bfloat16" if any(cell.task.amp for cell in cells) else "")
@@ -150,7 +151,7 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
     machines = {cell.machine.get("processor", "unknown") for cell in cells}
     trained = sum(cell.training_s or 0 for cell in cells)
     remarks.append(f"On {', '.join(sorted(machines))}; {trained / 60:.0f} minutes of training.")
-    if any(entry.published for table in tables_from(cells) for entry in table.entries.values()):
+    if published:
         remarks.append(SOURCES)
     return remarks
 

@@ -91,17 +91,21 @@ def evaluate(
     )
     each = threads or max(1, physical_cores() // jobs)
     note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
-    with progress("evaluate") as step:
-        found = measure_all(
-            tasks,
-            results,
-            root=root,
-            device=device,
-            jobs=jobs,
-            threads=each,
-            keep_bundles=keep_bundles,
-            progress=step,
-        )
+    try:
+        with progress("evaluate") as step:
+            found = measure_all(
+                tasks,
+                results,
+                root=root,
+                device=device,
+                jobs=jobs,
+                threads=each,
+                keep_bundles=keep_bundles,
+                progress=step,
+            )
+    except KeyboardInterrupt:
+        note("interrupted: the same command goes on where it was")
+        raise
     for name, sentence in found.failures.items():
         warn(f"{name} failed: {sentence}")
     if found.cells:
