@@ -34,7 +34,7 @@ from adedge.export.graphs import (
 )
 from adedge.export.verify import network_input
 from adedge.golden import stain
-from adedge.methods import load_detector
+from adedge.methods import detector_function
 from adedge.pictures import conform
 from adedge.runtime.backend import Backend, FakeBackend
 from adedge.runtime.engines import engines_in, load_engine, read_record
@@ -238,15 +238,7 @@ def reference_backend(bundle: Bundle) -> Backend:
     """
     if bundle.manifest.method == IMPORTED:
         return onnxruntime_backend(bundle.file(bundle.manifest.weights).read_bytes())
-    import torch
-
-    module = load_detector(bundle)
-
-    def run(frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        with torch.inference_mode():
-            return [output.numpy() for output in module(torch.from_numpy(frames))]
-
-    return FakeBackend(run, bundle.manifest.input.shape, batch=BATCH)
+    return FakeBackend(detector_function(bundle), bundle.manifest.input.shape, batch=BATCH)
 
 
 def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Iterator[tuple[str, Backend]]:

@@ -211,6 +211,19 @@ def load_detector(bundle: Bundle) -> nn.Module:
     return method.deploy(networks).eval()
 
 
+def detector_function(bundle: Bundle) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """`load_detector` as a function of arrays: network input (n, C, H, W) float32 -> the outputs, float32 (n, ...)."""
+    import torch
+
+    module = load_detector(bundle)
+
+    def run(frames: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            return [output.numpy() for output in module(torch.from_numpy(frames))]
+
+    return run
+
+
 def read_weights(path: Path, networks: nn.ModuleDict) -> None:
     """Fill ``networks`` from a safetensors file; raises `BundleError` unless every tensor fits and is finite."""
     import torch
