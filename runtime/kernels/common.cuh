@@ -3,8 +3,8 @@
 
 #include <cuda_fp16.h>
 
-// A block of DSSIM and of the filters covers ROWS rows and up to COLUMNS columns: one thread for each column while it sums
-// down, and one for each row and SEGMENT columns while it sums across.
+// A block of DSSIM and of the filters covers ROWS rows and up to COLUMNS columns: one thread for each column while it
+// sums down, and one for each row and SEGMENT columns while it sums across.
 constexpr int ROWS = 8;
 constexpr int COLUMNS = 256;
 constexpr int SEGMENT = 8;
@@ -19,7 +19,8 @@ __device__ __forceinline__ void store(__half *target, float value) { *target = _
 // c b a | a b c | c b a. SciPy's "reflect", OpenCV's BORDER_REFLECT.
 __device__ __forceinline__ int mirrored(int index, int length) {
   // Mostly inside, else once around; more often only where the picture is smaller than the window.
-  while (static_cast<unsigned>(index) >= static_cast<unsigned>(length)) index = index < 0 ? -1 - index : 2 * length - 1 - index;
+  while (static_cast<unsigned>(index) >= static_cast<unsigned>(length))
+    index = index < 0 ? -1 - index : 2 * length - 1 - index;
   return index;
 }
 
@@ -46,7 +47,8 @@ struct Columns {
   bool whole;
 
   // ``covered`` columns from x0 on are the block's own.
-  __device__ Columns(int x0, int covered, int before, int after, int width) : before(before), after(after), width(width) {
+  __device__ Columns(int x0, int covered, int before, int after, int width)
+      : before(before), after(after), width(width) {
     whole = width <= covered && width >= before && width >= after;
     int inside = width - x0 < covered ? width - x0 : covered;
     first = whole ? 0 : x0 - before;

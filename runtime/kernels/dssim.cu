@@ -15,8 +15,8 @@
 //            columns = width / parts, rounded up, and again to a multiple of 8: what a block covers
 //            reached = width where parts = 1 and K / 2 <= width, else columns + K - 1: what it sums down
 //   shared 0
-//   rows: few (8) give many blocks, many (64) read the K - 1 rows between two blocks from near caches. Choose the largest of
-//   64, 32, 16, 8 that still gives two blocks for every multiprocessor, and 8 where none does.
+//   rows: few (8) give many blocks, many (64) read the K - 1 rows between two blocks from near caches. Choose the
+//   largest of 64, 32, 16, 8 that still gives two blocks for every multiprocessor, and 8 where none does.
 //
 // The maths. With s = a + b - L, d = a - b, m the windowed mean and v the windowed variance, divided by n,
 //   A = m(d)^2        B = (m(s) + L)^2 + A + 2 C1        V = v(s) + v(d) + 2 C2 (n - 1) / n
@@ -26,8 +26,8 @@
 //
 // The work. A block walks down its rows, 8 at a time, all channels of 8 rows before the next 8. Each thread sums the
 // window down one column: 8 windows out of 8 + K - 1 pixels of each image, as suffix sums of the first K and prefix
-// sums of the rest, 3 additions a window and none of them a difference. The sums (4 floats) go to shared memory, are read
-// by the thread that has 8 pixels of one row, and are summed across in the same way. The next channel's pixels are
+// sums of the rest, 3 additions a window and none of them a difference. The sums (4 floats) go to shared memory, are
+// read by the thread that has 8 pixels of one row, and are summed across in the same way. The next channel's pixels are
 // loaded meanwhile. For each pixel and channel that is 1.75 reads (K = 7) of each image of which most meet a cache, 16
 // bytes to shared memory and 28 back.
 #include "common.cuh"
@@ -174,59 +174,73 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim3_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim3_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<float, 3>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim5_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim5_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<float, 5>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim7_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim7_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<float, 7>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim9_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim9_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<float, 9>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim11_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim11_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                  float range) {
   dssim<float, 11>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim13_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim13_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                  float range) {
   dssim<float, 13>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim15_float(
-    const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim15_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
+                  float range) {
   dssim<float, 15>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim3_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim3_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                float range) {
   dssim<__half, 3>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim5_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim5_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                float range) {
   dssim<__half, 5>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) dssim7_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    dssim7_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                float range) {
   dssim<__half, 7>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim9_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim9_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                float range) {
   dssim<__half, 9>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim11_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim11_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<__half, 11>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim13_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim13_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<__half, 13>(a, b, map, channels, height, width, rows, range);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) dssim15_half(
-    const __half *a, const __half *b, float *map, int channels, int height, int width, int rows, float range) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dssim15_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
+                 float range) {
   dssim<__half, 15>(a, b, map, channels, height, width, rows, range);
 }

@@ -1,8 +1,8 @@
-// Filters of anomaly maps: mean over a square window, Gaussian, greyscale opening. Maps are mirrored at their border with
-// the edge repeated (SciPy's "reflect"), also where they are smaller than the window.
+// Filters of anomaly maps: mean over a square window, Gaussian, greyscale opening. Maps are mirrored at their border
+// with the edge repeated (SciPy's "reflect"), also where they are smaller than the window.
 //
-// A NaN or an infinity makes at least every window that holds it NaN (uniform, gaussian), or spreads as NumPy's minimum and
-// maximum spread it (opening).
+// A NaN or an infinity makes at least every window that holds it NaN (uniform, gaussian), or spreads as NumPy's minimum
+// and maximum spread it (opening).
 //
 //   uniform     equals adedge.scoring.uniform_filter: pixel i is the mean of i - size / 2 ... i - size / 2 + size - 1
 //     const float *map     (n, height, width)
@@ -29,15 +29,15 @@
 //     const float *map, float *filtered, int height, int width    as above
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
-//   erode, dilate    one after the other: adedge.scoring.opening for any size, filtered of the first being map of the other
+//   erode, dilate    one after the other equal adedge.scoring.opening for any size; dilate's map is what erode filtered
 //     const float *map, float *filtered, int height, int width    as above
 //     int size             of the ellipse, 3 or more; time grows with its area
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
-// The mean is a running sum down each column, begun anew in each block, written 8 rows at a time to shared memory; there a
-// thread takes 8 pixels of a row and runs a sum across them. Each value of the map is read from memory about once: what
-// leaves the window was read shortly before, and the size - 1 rows that two blocks share meet a cache. A Gaussian takes
-// 8 pixels a thread in both directions too, so that each value read serves 8 sums.
+// The mean is a running sum down each column, begun anew in each block, written 8 rows at a time to shared memory;
+// there a thread takes 8 pixels of a row and runs a sum across them. Each value of the map is read from memory about
+// once: what leaves the window was read shortly before, and the size - 1 rows that two blocks share meet a cache. A
+// Gaussian takes 8 pixels a thread in both directions too, so that each value read serves 8 sums.
 #include "common.cuh"
 
 namespace {
@@ -64,8 +64,8 @@ __device__ __forceinline__ float reduced(float value, int mean) {
   return value;
 }
 
-__device__ __forceinline__ void uniform_rows(const float *map, float *filtered, int height, int width, int size, int rows,
-                                             float *partial, int margin, int mean) {
+__device__ __forceinline__ void uniform_rows(const float *map, float *filtered, int height, int width, int size,
+                                             int rows, float *partial, int margin, int mean) {
   __shared__ float sums[ROWS * STRIDE];
 
   const int before = size / 2, after = size - 1 - before;
@@ -88,8 +88,15 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
     const int index = threadIdx.x + turn * THREADS;
     if (index >= columns.count) break;
     const float *column = map + columns.column(index);
-#pragma unroll 8
-    for (int k = -before; k < after; k++) running[turn] += column[static_cast<long long>(mirrored(top + k, height)) * width];
+    for (int k = -before; k < after; k += ROWS) {
+      // Several loads are under way before the first of them is waited for.
+      float values[ROWS];
+#pragma unroll
+      for (int i = 0; i < ROWS; i++)
+        values[i] = k + i < after ? column[static_cast<long long>(mirrored(top + k + i, height)) * width] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) running[turn] += values[i];
+    }
   }
   for (int y0 = top; y0 < bottom; y0 += ROWS) {
     const bool inside = y0 - before >= 0 && y0 + ROWS - 1 + after < height;
@@ -119,6 +126,7 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
     if (x < width && y < bottom) {
       const float *from = sums + row * STRIDE + segment * (SEGMENT + 1);
       float sum = 0;
+#pragma unroll 8
       for (int k = 0; k < size; k++) sum += from[padded(k)];
       float values[SEGMENT];
 #pragma unroll
@@ -155,21 +163,22 @@ __device__ __forceinline__ void weighted(const float *weights, int radius, Read 
   for (int i = 0; i < ROWS; i++) window[i] = 0;
   const int places = 2 * radius + ROWS;
   for (int k0 = 0; k0 < places; k0 += ROWS) {
+    // As in uniform_rows: all loads before the first use.
+    float values[ROWS];
+#pragma unroll
+    for (int j = 0; j < ROWS; j++) values[j] = k0 + j < places ? read(k0 + j) : 0.0f;
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-      const int k = k0 + j;
-      if (k < places) {
-        window[j] = weights[k];
-        const float value = read(k);
+      window[j] = k0 + j < places ? weights[k0 + j] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) sums[i] = fmaf(window[(j - i + ROWS) % ROWS], value, sums[i]);
-      }
+      for (int i = 0; i < ROWS; i++) sums[i] = fmaf(window[(j - i + ROWS) % ROWS], values[j], sums[i]);
     }
   }
 }
 
-// The pixels of the footprint around (x, y), folded. Row dy of the ellipse reaches rint(sqrt(r^2 - dy^2)) pixels to both
-// sides, r = size / 2; an even ellipse lacks the last row and column. A dilation looks through the mirrored ellipse.
+// The pixels of the footprint around (x, y), folded. Row dy of the ellipse reaches rint(sqrt(r^2 - dy^2)) pixels to
+// both sides, r = size / 2; an even ellipse lacks the last row and column. A dilation looks through the mirrored
+// ellipse.
 template <bool dilation>
 __device__ __forceinline__ void fold(const float *map, float *filtered, int height, int width, int size) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
@@ -191,18 +200,19 @@ __device__ __forceinline__ void fold(const float *map, float *filtered, int heig
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) uniform(
-    const float *map, float *filtered, int height, int width, int size, int rows) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    uniform(const float *map, float *filtered, int height, int width, int size, int rows) {
   uniform_rows(map, filtered, height, width, size, rows, nullptr, 0, 0);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) uniform_reduce(
-    const float *map, float *filtered, int height, int width, int size, int rows, float *partial, int margin, int mean) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    uniform_reduce(const float *map, float *filtered, int height, int width, int size, int rows, float *partial,
+                   int margin, int mean) {
   uniform_rows(map, filtered, height, width, size, rows, partial, margin, mean);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) gaussian(
-    const float *map, float *filtered, int height, int width, const float *weights, int radius) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    gaussian(const float *map, float *filtered, int height, int width, const float *weights, int radius) {
   constexpr int PLACES = padded(COLUMNS + 2 * MOST_RADIUS - 1) + 1;
   __shared__ float sums[ROWS * PLACES];
   __shared__ float taps[2 * MOST_RADIUS + ROWS];
@@ -217,8 +227,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gaussian(
   for (int index = threadIdx.x; index < columns.count; index += THREADS) {
     const float *column = map + columns.column(index);
     float values[ROWS];
-    weighted(taps, radius,
-             [&](int k) { return column[static_cast<long long>(mirrored(y0 - radius + k, height)) * width]; }, values);
+    weighted(
+        taps, radius, [&](int k) { return column[static_cast<long long>(mirrored(y0 - radius + k, height)) * width]; },
+        values);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) columns.put(sums + i * PLACES, index, values[i]);
   }
@@ -250,8 +261,9 @@ extern "C" __global__ void __launch_bounds__(256) opening3(const float *map, flo
   // The erosion outside the picture, of mirrored pixels, is the mirrored erosion: the cross is its own mirror image.
   for (int i = thread; i < (HIGH + 2) * (WIDE + 2); i += WIDE * HIGH) {
     const int y = i / (WIDE + 2), x = i % (WIDE + 2);
-    eroded[y][x] = smaller(smaller(smaller(pixels[y][x + 1], pixels[y + 2][x + 1]), smaller(pixels[y + 1][x], pixels[y + 1][x + 2])),
-                           pixels[y + 1][x + 1]);
+    eroded[y][x] = smaller(
+        smaller(smaller(pixels[y][x + 1], pixels[y + 2][x + 1]), smaller(pixels[y + 1][x], pixels[y + 1][x + 2])),
+        pixels[y + 1][x + 1]);
   }
   __syncthreads();
   const int x = threadIdx.x, y = threadIdx.y;
@@ -261,12 +273,12 @@ extern "C" __global__ void __launch_bounds__(256) opening3(const float *map, flo
              eroded[y + 1][x + 1]);
 }
 
-extern "C" __global__ void __launch_bounds__(256) erode(
-    const float *map, float *filtered, int height, int width, int size) {
+extern "C" __global__ void __launch_bounds__(256)
+    erode(const float *map, float *filtered, int height, int width, int size) {
   fold<false>(map, filtered, height, width, size);
 }
 
-extern "C" __global__ void __launch_bounds__(256) dilate(
-    const float *map, float *filtered, int height, int width, int size) {
+extern "C" __global__ void __launch_bounds__(256)
+    dilate(const float *map, float *filtered, int height, int width, int size) {
   fold<true>(map, filtered, height, width, size);
 }

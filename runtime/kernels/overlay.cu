@@ -1,9 +1,9 @@
 // The anomaly map laid over the frame, as adedge.runtime.overlay.overlay paints it with outline=False.
 //
-// The map is resized bilinearly to the frame (half-pixel centres) and put on the fixed scale 0 ... 255 with the threshold at
-// 128. Colour begins to show at level 64, full opacity 0.6 is reached at the threshold. Levels are truncated, so where a
-// resized value falls on a boundary a pixel may take the neighbouring colour; without a resize every pixel is within one
-// grey level. NaN has the colour of 255.
+// The map is resized bilinearly to the frame (half-pixel centres) and put on the fixed scale 0 ... 255 with the
+// threshold at 128. Colour begins to show at level 64, full opacity 0.6 is reached at the threshold. Levels are
+// truncated, so where a resized value falls on a boundary a pixel may take the neighbouring colour; without a resize
+// every pixel is within one grey level. NaN has the colour of 255.
 //
 //   overlay
 //     const unsigned char *frame    (height, width, channels) BGR or grey, rows pitch bytes apart
@@ -12,7 +12,7 @@
 //     int map_height, map_width
 //     const unsigned char *colours  (256, 3): BGR of each level
 //     float threshold, scale        scale = 127 / |threshold|, 127 where the threshold is 0
-//     unsigned char *painted        (height, width, 3) BGR, rows painted_pitch bytes apart; may be the frame where it is BGR
+//     unsigned char *painted        (height, width, 3) BGR, rows painted_pitch bytes apart; may be a BGR frame
 //     int painted_pitch
 //   grid (ceil(width / 32), ceil(height / 8), 1), block (32, 8, 1), shared 0
 #include "common.cuh"
@@ -39,9 +39,10 @@ __device__ __forceinline__ float resized(const float *map, int map_height, int m
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256) overlay(
-    const unsigned char *frame, int pitch, int height, int width, int channels, const float *map, int map_height, int map_width,
-    const unsigned char *colours, float threshold, float scale, unsigned char *painted, int painted_pitch) {
+extern "C" __global__ void __launch_bounds__(256)
+    overlay(const unsigned char *frame, int pitch, int height, int width, int channels, const float *map,
+            int map_height, int map_width, const unsigned char *colours, float threshold, float scale,
+            unsigned char *painted, int painted_pitch) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
   if (x >= width || y >= height) return;
   const float value = resized(map, map_height, map_width, (y + 0.5f) * (static_cast<float>(map_height) / height) - 0.5f,
@@ -54,7 +55,8 @@ extern "C" __global__ void __launch_bounds__(256) overlay(
   unsigned char blended[3];
 #pragma unroll
   for (int i = 0; i < 3; i++)
-    blended[i] = static_cast<unsigned char>(from[channels == 3 ? i : 0] * (1 - opacity) + colours[3 * level + i] * opacity + 0.5f);
+    blended[i] = static_cast<unsigned char>(from[channels == 3 ? i : 0] * (1 - opacity) +
+                                            colours[3 * level + i] * opacity + 0.5f);
 #pragma unroll
   for (int i = 0; i < 3; i++) to[i] = blended[i];
 }

@@ -34,8 +34,8 @@
 //     float weight0 ... weight3
 //     float *map           (n, height, width)
 //     int height, width
-//   Bilinear with half-pixel centres: torch.nn.functional.interpolate(mode="bilinear", align_corners=False). A level of the
-//   picture's own size is copied, so one level of weight 1 is the conversion of a ready map from half.
+//   Bilinear with half-pixel centres: torch.nn.functional.interpolate(mode="bilinear", align_corners=False). A level of
+//   the picture's own size is copied, so one level of weight 1 is the conversion of a ready map from half.
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
 //   normalise        equals adedge.scoring.normalise: z = (value - mean) / std, in place
@@ -69,7 +69,8 @@ __device__ __forceinline__ T joined_in_block(T value, int mean) {
 }
 
 template <class T>
-__device__ __forceinline__ float bilinear(const T *level, int height, int width, int y, int x, float scale_y, float scale_x) {
+__device__ __forceinline__ float bilinear(const T *level, int height, int width, int y, int x, float scale_y,
+                                          float scale_x) {
   const float row = fmaxf((y + 0.5f) * scale_y - 0.5f, 0.0f), column = fmaxf((x + 0.5f) * scale_x - 0.5f, 0.0f);
   int top = static_cast<int>(row), left = static_cast<int>(column);
   top = top < height - 1 ? top : height - 1;
@@ -78,10 +79,12 @@ __device__ __forceinline__ float bilinear(const T *level, int height, int width,
   const float down = row - top, across = column - left;
   const T *from = level + static_cast<long long>(top) * width + left;
   // No neighbour of weight 0 is read: it may be infinite.
-  const float upper = across > 0 ? as_float(from[0]) * (1 - across) + as_float(from[right]) * across : as_float(from[0]);
+  const float upper =
+      across > 0 ? as_float(from[0]) * (1 - across) + as_float(from[right]) * across : as_float(from[0]);
   if (!(down > 0)) return upper;
   from += below;
-  const float lower = across > 0 ? as_float(from[0]) * (1 - across) + as_float(from[right]) * across : as_float(from[0]);
+  const float lower =
+      across > 0 ? as_float(from[0]) * (1 - across) + as_float(from[right]) * across : as_float(from[0]);
   return upper * (1 - down) + lower * down;
 }
 
@@ -110,20 +113,33 @@ __device__ __forceinline__ void upsample_sum(const Level<T> *levels, float *map,
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256) reduce_partial(
-    const float *map, int height, int width, float *partial, int margin, int mean) {
+extern "C" __global__ void __launch_bounds__(256)
+    reduce_partial(const float *map, int height, int width, float *partial, int margin, int mean) {
   const int inner_height = height - 2 * margin, inner_width = width - 2 * margin;
   map += static_cast<long long>(blockIdx.y) * height * width + static_cast<long long>(margin) * width + margin;
   const int count = inner_height * inner_width;
-  float found = mean ? 0.0f : -infinite();
-  for (int i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
-    found = joined(found, map[static_cast<long long>(i / inner_width) * width + i % inner_width], mean);
+  const int step = gridDim.x * THREADS;
+  const float nothing = mean ? 0.0f : -infinite();
+  float found = nothing;
+  for (int first = blockIdx.x * THREADS + threadIdx.x; first < count; first += 4 * step) {
+    // All loads are under way before the first of them is waited for.
+    float values[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int pixel = first + i * step;
+      values[i] =
+          pixel < count ? map[static_cast<long long>(pixel / inner_width) * width + pixel % inner_width] : nothing;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) found = joined(found, values[i], mean);
+  }
   found = joined_in_block(found, mean);
   if (threadIdx.x == 0) partial[blockIdx.y * gridDim.x + blockIdx.x] = found;
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_finish(
-    const float *partial, int blocks, float pixels, int mean, float threshold, float *score, unsigned char *verdict) {
+extern "C" __global__ void __launch_bounds__(256)
+    reduce_finish(const float *partial, int blocks, float pixels, int mean, float threshold, float *score,
+                  unsigned char *verdict) {
   partial += static_cast<long long>(blockIdx.x) * blocks;
   float result;
   if (mean) {
@@ -140,8 +156,8 @@ extern "C" __global__ void __launch_bounds__(256) reduce_finish(
   if (verdict) verdict[blockIdx.x] = result != result ? 2 : result > threshold;
 }
 
-extern "C" __global__ void __launch_bounds__(256) merge_maximum(
-    const float *tiles, const int *origins, int n, int tile, float *merged, int height, int width, int first) {
+extern "C" __global__ void __launch_bounds__(256) merge_maximum(const float *tiles, const int *origins, int n, int tile,
+                                                                float *merged, int height, int width, int first) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
   if (x >= width || y >= height) return;
   const long long pixel = static_cast<long long>(y) * width + x;
@@ -154,10 +170,10 @@ extern "C" __global__ void __launch_bounds__(256) merge_maximum(
   merged[pixel] = found;
 }
 
-extern "C" __global__ void __launch_bounds__(256) upsample_sum_float(
-    const float *level0, const float *level1, const float *level2, const float *level3, int height0, int width0,
-    int height1, int width1, int height2, int width2, int height3, int width3, float weight0, float weight1, float weight2,
-    float weight3, float *map, int height, int width) {
+extern "C" __global__ void __launch_bounds__(256)
+    upsample_sum_float(const float *level0, const float *level1, const float *level2, const float *level3, int height0,
+                       int width0, int height1, int width1, int height2, int width2, int height3, int width3,
+                       float weight0, float weight1, float weight2, float weight3, float *map, int height, int width) {
   const Level<float> levels[] = {{level0, height0, width0, weight0},
                                  {level1, height1, width1, weight1},
                                  {level2, height2, width2, weight2},
@@ -165,10 +181,11 @@ extern "C" __global__ void __launch_bounds__(256) upsample_sum_float(
   upsample_sum(levels, map, height, width);
 }
 
-extern "C" __global__ void __launch_bounds__(256) upsample_sum_half(
-    const __half *level0, const __half *level1, const __half *level2, const __half *level3, int height0, int width0,
-    int height1, int width1, int height2, int width2, int height3, int width3, float weight0, float weight1, float weight2,
-    float weight3, float *map, int height, int width) {
+extern "C" __global__ void __launch_bounds__(256)
+    upsample_sum_half(const __half *level0, const __half *level1, const __half *level2, const __half *level3,
+                      int height0, int width0, int height1, int width1, int height2, int width2, int height3,
+                      int width3, float weight0, float weight1, float weight2, float weight3, float *map, int height,
+                      int width) {
   const Level<__half> levels[] = {{level0, height0, width0, weight0},
                                   {level1, height1, width1, weight1},
                                   {level2, height2, width2, weight2},
@@ -176,7 +193,8 @@ extern "C" __global__ void __launch_bounds__(256) upsample_sum_half(
   upsample_sum(levels, map, height, width);
 }
 
-extern "C" __global__ void __launch_bounds__(256) normalise(float *values, long long count, float mean, float inverse_std) {
+extern "C" __global__ void __launch_bounds__(256)
+    normalise(float *values, long long count, float mean, float inverse_std) {
   for (long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
     values[i] = (values[i] - mean) * inverse_std;
 }

@@ -16,7 +16,7 @@ from adedge.errors import EngineError
 from adedge.runtime.kernel_cache import KERNELS, Compiler, nvcc, nvrtc
 
 FOUND: dict[str, Callable[[], Compiler | None]] = {"nvcc": cache(nvcc), "nvrtc": cache(nvrtc)}
-ENTRY = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(', re.MULTILINE)
+ENTRY = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', re.MULTILINE)
 
 
 # NVRTC, which the development environment brings, for all; nvcc, which a Jetson has, for a Jetson.

@@ -28,7 +28,7 @@ inline __half __float2half(float value) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7fff)};
   if (bits >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // from 65520 on: infinity
-  if (bits < 0x38800000) {  // subnormal: in units of 2^-24
+  if (bits < 0x38800000) {                                                // subnormal: in units of 2^-24
     float magnitude;
     memcpy(&magnitude, &bits, 4);
     float units = magnitude * 16777216.0f;

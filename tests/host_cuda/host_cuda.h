@@ -3,8 +3,8 @@
 //
 // One OS thread runs a launch, block after block. The threads of a block are fibers: one runs until it waits at a
 // barrier, then the next. A kernel without barriers never leaves its first fiber. Threads run in rising order or, asked
-// for by host_reverse(1), in falling order, blocks too: a kernel that lacks a barrier, or reads shared memory that it has
-// not written, gives another result then.
+// for by host_reverse(1), in falling order, blocks too: a kernel that lacks a barrier, or reads shared memory that it
+// has not written, gives another result then.
 #pragma once
 
 #include <cmath>
@@ -149,7 +149,7 @@ struct Block {
   void *scheduler_sanitizer = nullptr;
   const void *scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
-  std::deque<Fiber> fibers;       // grows to the block's size where a kernel has barriers, and is kept
+  std::deque<Fiber> fibers;        // grows to the block's size where a kernel has barriers, and is kept
   std::vector<Fiber *> of_thread;  // the fiber that runs a thread, null before its start
   Fiber *running = nullptr;
   uint64_t exchange[1024];  // what the threads of a warp show each other
@@ -320,7 +320,8 @@ template <auto kernel>
 Kernel make_kernel(const char *name) {
   return {name, sizes_of(kernel), [](void **arguments) {
             using Tuple = std::remove_pointer_t<decltype(arguments_of(kernel))>;
-            call<kernel>(arguments, static_cast<Tuple *>(nullptr), std::make_index_sequence<std::tuple_size_v<Tuple>>{});
+            call<kernel>(arguments, static_cast<Tuple *>(nullptr),
+                         std::make_index_sequence<std::tuple_size_v<Tuple>>{});
           }};
 }
 
