@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.bundle import Normalisation
-from adedge.errors import DataError, EngineError
+from adedge.errors import AdedgeError, DataError, EngineError
 from adedge.pictures import check_frame
-from adedge.runtime.backend import Array
+from adedge.runtime.backend import Array, Backend
 from adedge.runtime.cuda import Gpu, Launch, Resources
 from adedge.runtime.cuda_graph import Graph, Mark
 from adedge.runtime.cuda_kernels import (
@@ -38,8 +38,9 @@ from adedge.runtime.cuda_kernels import (
     reduction_blocks,
     tiles_launch,
 )
-from adedge.runtime.pipeline import Judge, check_shape
+from adedge.runtime.pipeline import Inspector, Judge, check_shape
 from adedge.runtime.sources import Frame
+from adedge.runtime.tensorrt import TensorRTBackend
 from adedge.runtime.tiling import tile_grid
 from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec, ScoreSpec
@@ -441,6 +442,28 @@ class CudaInspector:
                 self._download(slot.maps[index], slot.map_addresses[index], self._upload_stream)
                 self._gpu.wait(self._upload_stream)
         return slot.maps[index]
+
+
+def inspector_on(
+    backend: Backend,
+    spec: InputSpec,
+    score: ScoreSpec,
+    *,
+    threshold: float,
+    normalisation: Normalisation | None = None,
+    maps: Maps = "always",
+    declined: Callable[[str], None],
+) -> CudaInspector | Inspector:
+    """The inspector for an engine: on the GPU where the engine is and our kernels can be, else on the processor.
+
+    ``declined`` hears in one sentence why an engine on a GPU is preprocessed and scored for on the processor.
+    """
+    if isinstance(backend, TensorRTBackend):
+        try:
+            return CudaInspector(backend, spec, score, threshold=threshold, normalisation=normalisation, maps=maps)
+        except AdedgeError as error:
+            declined(f"preprocessing and scoring on the processor: {error}")
+    return Inspector(backend, spec, score, threshold=threshold, normalisation=normalisation)
 
 
 def _enqueue(slot: _Slot) -> None:

@@ -85,6 +85,7 @@ def kernel_image(
     kept = _read(entry)
     if kept is not None:
         return kept
+    log.info("compiling %s for %s with %s: once for this source and GPU", source.name, architecture, compiler.name)
     image = compiler.compile(source, architecture)
     _write(entry, image)
     return image

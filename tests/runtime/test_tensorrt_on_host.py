@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from adedge.benchmarks.latency import Contender, measure_latency
 from adedge.cli.run import _Engine, _inspector
 from adedge.errors import EngineError
 from adedge.runtime.cuda import Gpu, load_cuda
@@ -181,9 +182,7 @@ def test_another_thread_may_run_it(backends: Any) -> None:
 def test_memory_that_runs_out_leaks_nothing(backends: Any, driver: Any, after: int) -> None:
     before = driver.live()
     driver.fail("cuMemAlloc_v2", OUT_OF_MEMORY, after=after, times=2)
-    with pytest.raises(
-        EngineError, match=r"the tensor .* needs 12\.0 KiB of GPU memory, of which .* are free"
-    ):
+    with pytest.raises(EngineError, match=r"the tensor .* needs 12\.0 KiB of GPU memory, of which .* are free"):
         backends()
     assert driver.live().get("allocations", 0) == before.get("allocations", 0)
 
@@ -235,3 +234,12 @@ def test_adedge_run_falls_back_with_one_note(
     assert len(inspected(inspector)) == 5
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("preprocessing and scoring on the processor: nvcc cannot compile") == 1
+
+
+def test_the_report_times_what_adedge_run_does(backends: Any, driver: Any) -> None:
+    images = [np.random.default_rng(seed).integers(0, 256, (30, 40), np.uint8) for seed in range(3)]
+    contender = Contender(name="tensorrt/fp16", backend=backends())
+    found = measure_latency([contender], images, SPEC, SCORE, frames=8, warmup=2)["tensorrt/fp16"]
+    assert found.frame.p50 > found.network.p50 > 0
+    assert driver.count("graph_launches") > 0
+    assert driver.count("pageable_copies") == 0

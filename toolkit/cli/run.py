@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.live import Live
@@ -23,13 +23,13 @@ from rich.text import Text
 
 from adedge.cli import app
 from adedge.console import console, note, warn
-from adedge.errors import AdedgeError, EngineError, MissingDependency
+from adedge.errors import EngineError, MissingDependency
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
     from adedge.bundle import Bundle, Manifest
     from adedge.runtime.backend import Backend
-    from adedge.runtime.cuda_pipeline import DeviceEngine, Maps
+    from adedge.runtime.cuda_pipeline import Maps
     from adedge.runtime.pipeline import Inspects, Statistics
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
@@ -106,7 +106,7 @@ def run(
     from adedge.signing import require
 
     _quiet_opencv()
-    logging.getLogger("adedge.runtime").addHandler(_Warnings())
+    _show_logging()
     opened = Bundle.open(bundle)
     if require_signature is not None:
         require(opened, require_signature)
@@ -178,28 +178,18 @@ def _load(
 
 def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring: bool) -> Inspects:
     """What surrounds the engine: on the GPU where it runs there and our kernels do, else on the processor."""
+    from adedge.runtime.cuda_pipeline import inspector_on
     from adedge.runtime.pipeline import Inspector
 
-    if not engine.name.startswith("onnxruntime") and not host_scoring:
-        from adedge.runtime.cuda_pipeline import CudaInspector
-
-        try:
-            return CudaInspector(
-                cast("DeviceEngine", engine.backend),
-                manifest.input,
-                manifest.score,
-                threshold=engine.threshold,
-                normalisation=manifest.normalisation,
-                maps=maps,
-            )
-        except AdedgeError as error:
-            note(escape(f"preprocessing and scoring on the processor: {error}"))
-    return Inspector(
-        engine.backend,
-        manifest.input,
-        manifest.score,
+    choice = (engine.backend, manifest.input, manifest.score)
+    if host_scoring:
+        return Inspector(*choice, threshold=engine.threshold, normalisation=manifest.normalisation)
+    return inspector_on(
+        *choice,
         threshold=engine.threshold,
         normalisation=manifest.normalisation,
+        maps=maps,
+        declined=lambda reason: note(escape(reason)),
     )
 
 
@@ -313,12 +303,19 @@ def _summarise(statistics: Statistics, engine: str) -> None:
     console.print(table)
 
 
-class _Warnings(logging.Handler):
-    """Shows what the runtime warns of. Errors are raised, and shown as such."""
+class _Shown(logging.Handler):
+    """What the runtime logs, on stderr; but for errors, which are raised and shown as such."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING:
-            warn(escape(record.getMessage()))
+        if record.levelno < logging.ERROR:
+            show = warn if record.levelno >= logging.WARNING else note
+            show(escape(record.getMessage()))
+
+
+def _show_logging() -> None:
+    """Warnings of the runtime, and that kernels are being compiled, which takes its time."""
+    logging.getLogger("adedge.runtime").addHandler(_Shown())
+    logging.getLogger("adedge.runtime.kernel_cache").setLevel(logging.INFO)
 
 
 def _quiet_opencv() -> None:
