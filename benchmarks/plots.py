@@ -79,7 +79,7 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
 
 
 def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
-    """A panel for each table: points with their deviation over seeds, and as rings what was published."""
+    """A panel for each table: points with their deviation over seeds, or interval of one; rings are published values."""
     widest = max(len(table.columns) * len(table.systems) for table in tables)
     figure, all_axes = _figure(1, (max(6.4, 1.5 + 0.22 * widest), 3.2 * len(tables)), rows=len(tables))
     for axes, table in zip(all_axes, tables, strict=True):
@@ -89,9 +89,9 @@ def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
                 entry = table.entries.get((system, column))
                 if entry is None:
                     continue
-                axes.errorbar(
-                    [place + shift], [entry.mean], yerr=[entry.std or 0], fmt="o", markersize=5, capsize=3, color=colour
-                )
+                low, high = entry.interval or (entry.mean - (entry.std or 0), entry.mean + (entry.std or 0))
+                bars = [[max(0.0, entry.mean - low)], [max(0.0, high - entry.mean)]]
+                axes.errorbar([place + shift], [entry.mean], yerr=bars, fmt="o", markersize=5, capsize=3, color=colour)
                 if entry.published is not None:
                     axes.plot([place + shift], [entry.published[0]], "o", markersize=8, mfc="none", color=colour)
             axes.plot([], [], "o", color=colour, label=system)

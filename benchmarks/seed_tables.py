@@ -23,10 +23,14 @@ SOURCES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One field of a table: a value for each seed, and (value, source) of what was published."""
+    """One field of a table: a value for each seed, and (value, source) of what was published.
+
+    ``interval`` is that of a single seed's value, (low, high) with 95% confidence; None of several, or of a mean.
+    """
 
     values: tuple[float, ...]
     published: tuple[float, str] | None
+    interval: tuple[float, float] | None = None
 
     @property
     def mean(self) -> float:
@@ -74,9 +78,11 @@ def _table(collection: str, metric: str, cells: Sequence[Cell]) -> Table:
         own = [cell for cell in cells if cell.task.system == system]
         for name in columns:
             if found := [cell for cell in own if cell.task.column.name == name]:
+                first = found[0].metrics[metric]
                 entries[system, name] = Entry(
                     values=tuple(cell.metrics[metric].value for cell in found),
                     published=published_value(found[0].system, metric, found[0].known),
+                    interval=(first.low, first.high) if len(found) == 1 else None,
                 )
         # Seeds that lack a class have no mean: it would be one over other classes than the row above it.
         by_seed = [[cell.metrics[metric].value for cell in own if cell.task.seed == seed] for seed in seeds]
@@ -114,13 +120,16 @@ def csv_text(cells: Sequence[Cell]) -> str:
     """One line for each field of the tables: for spreadsheets and scripts."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("collection", "metric", "method", "class", "seeds", "mean", "std", "published", "source"))
+    writer.writerow(
+        ("collection", "metric", "method", "class", "seeds", "mean", "std", "low", "high", "published", "source")
+    )
     for table in tables_from(cells):
         for (system, name), entry in table.entries.items():
             std = "" if entry.std is None else f"{entry.std:.6f}"
             value, source = ("", "") if entry.published is None else (f"{entry.published[0]:g}", entry.published[1])
             seeds, mean = len(entry.values), f"{entry.mean:.6f}"
-            writer.writerow((table.collection, table.metric, system, name, seeds, mean, std, value, source))
+            bounds = ("", "") if entry.interval is None else tuple(f"{bound:.6f}" for bound in entry.interval)
+            writer.writerow((table.collection, table.metric, system, name, seeds, mean, std, *bounds, value, source))
     return stream.getvalue()
 
 
@@ -129,9 +138,12 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
     seeds = sorted({cell.task.seed for cell in cells})
     published = any(entry.published for table in tables_from(cells) for entry in table.entries.values())
     remarks = [
-        "Mean over seeds"
-        + (", ± the sample standard deviation over them" if len(seeds) > 1 else "")
-        + (", and in brackets what the paper reports" if published else "")
+        (
+            "Mean over seeds, ± the sample standard deviation over them"
+            if len(seeds) > 1
+            else "One seed, with the interval that the choice of test pictures leaves (95%, bootstrap)"
+        )
+        + (", and in parentheses what the paper reports" if published else "")
         + ". Measured by the reference (PyTorch, FP32) on the whole test set; nothing of it was used in training.",
         f"Seeds: {', '.join(map(str, seeds))}. Budget: {', '.join(sorted({cell.budget for cell in cells}))}"
         + (", a fraction of the papers' training" if any(cell.budget != "paper" for cell in cells) else "")
@@ -160,6 +172,8 @@ def _text(entry: Entry | None, seeds: int) -> str:
     if entry is None:
         return "–"
     text = f"{entry.mean:.3f}" + ("" if entry.std is None else f" ± {entry.std:.3f}")
+    if entry.interval is not None:
+        text += f" [{entry.interval[0]:.3f}, {entry.interval[1]:.3f}]"
     if len(entry.values) < seeds:
         text += f" of {len(entry.values)} seed" + ("s" if len(entry.values) > 1 else "")
     return text if entry.published is None else f"{text} ({entry.published[0]:.3f})"

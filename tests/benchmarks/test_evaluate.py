@@ -272,6 +272,11 @@ def test_tables_are_mean_and_deviation_over_seeds_beside_published_values() -> N
     assert mean.values == (pytest.approx(0.85), pytest.approx(0.90))
     assert mean.published is not None
     assert mean.published[0] == pytest.approx(0.991)
+    assert first.interval is None
+    (single,) = tables_from(cells[:1])
+    assert single.entries["oesdn/oe-sdn", "0"].interval == (0, 1)
+    assert "| `oesdn/oe-sdn` | 0.900 [0.000, 1.000] (0.984) |" in markdown(cells[:1], "adedge evaluate")
+    assert "One seed" in markdown(cells[:1], "adedge evaluate")
     text = markdown(cells, "adedge evaluate")
     assert "| `oesdn/oe-sdn` | 0.940 ± 0.040 (0.984) | 0.830 ± 0.042 of 2 seeds (0.998) |" in text
     assert "a fraction of the papers' training" in text
