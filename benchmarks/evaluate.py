@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from adedge.benchmarks.published import class_of
 from adedge.bundle import Bundle
@@ -183,7 +183,12 @@ def _columns(data: str) -> list[Column]:
 
 
 def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """["hfr.iterations=400"] -> {"hfr": {"iterations": 400}}. Values are JSON where they can be, else text."""
+    """["hfr.iterations=400"] -> {"hfr": {"iterations": 400}}. Values are JSON where they can be, else text.
+
+    Raises `UsageError` for an option that its method does not have, before anything is trained.
+    """
+    from adedge.methods import method_named
+
     methods = {system.partition("/")[0] for system in systems}
     options: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for text in texts:
@@ -193,10 +198,14 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
             raise UsageError(f"--option '{text}': write METHOD.NAME=VALUE, for example hfr.iterations=400")
         if method not in methods:
             raise UsageError(f"--option '{text}': {method} is not among the methods, {', '.join(sorted(methods))}")
+        name = name.replace("-", "_")
+        known = cast(type[BaseModel], method_named(method)).model_fields
+        if name not in known:
+            raise UsageError(f"--option '{text}': {method} has no option '{name}': choose from {', '.join(known)}")
         try:
-            options[method][name.replace("-", "_")] = json.loads(value)
+            options[method][name] = json.loads(value)
         except ValueError:
-            options[method][name.replace("-", "_")] = value
+            options[method][name] = value
     return options
 
 

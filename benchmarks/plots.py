@@ -79,7 +79,7 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
 
 
 def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
-    """A panel for each table: points with their deviation over seeds, or interval of one; rings are published values."""
+    """A panel for each table: points with their deviation over seeds, or interval of one; rings were published."""
     widest = max(len(table.columns) * len(table.systems) for table in tables)
     figure, all_axes = _figure(1, (max(6.4, 1.5 + 0.22 * widest), 3.2 * len(tables)), rows=len(tables))
     for axes, table in zip(all_axes, tables, strict=True):

@@ -361,6 +361,10 @@ def test_lists_are_read_and_what_is_none_is_named() -> None:
     for call, sentence in (
         (lambda: parse_systems("pca"), "unknown method 'pca': choose from oesdn/oe-sdn"),
         (lambda: parse_numbers("1-", "--seeds"), "--seeds: give '1-' as numbers"),
+        (
+            lambda: parse_options(["hfr.size=1", "hfr.colour=1"], ["hfr/x"]),
+            "hfr has no option 'colour': choose from enc",
+        ),
         (lambda: parse_options(["hfr=1"], ["hfr/x"]), "write METHOD.NAME=VALUE"),
         (lambda: parse_options(["mkd.size=1"], ["hfr/x"]), "mkd is not among the methods, hfr"),
     ):

@@ -41,7 +41,7 @@ def evaluate(
         typer.Option(
             metavar="METHOD.NAME=VALUE",
             help="An option of a method, repeatable: hfr.weights=resnet18.pth, students.teacher=teacher.adedge, "
-            "oesdn.fit=crop. Names are those of 'adedge train METHOD --help'.",
+            "students.patches=[17,33]. Most names are those of 'adedge train METHOD --help'; an unknown one lists all.",
         ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
