@@ -253,18 +253,19 @@ class CudaInspector:
 
     def _fill(self, slot: _Slot, frames: Sequence[Frame]) -> None:
         """Copy the frames into the slot's page-locked memory, one after the other."""
+        for frame in frames:
+            check_frame(frame.image)
         sizes = tuple(frame.image.shape for frame in frames)
         if sizes != slot.sizes:
             for frame in frames:
-                self._check(frame)
+                self._check_tiles(frame)
             self._resize(slot, sizes)
         slot.frames = frames
         for frame, place in zip(frames, slot.places, strict=True):
             np.copyto(place, frame.image)
 
-    def _check(self, frame: Frame) -> None:
-        """Raises `DataError` where a frame cannot be inspected."""
-        check_frame(frame.image)
+    def _check_tiles(self, frame: Frame) -> None:
+        """Raises `DataError` where a frame is smaller than a tile."""
         if self._spec.tiling is not None:
             try:
                 tile_grid(frame.image.shape[:2], self._spec.tiling)

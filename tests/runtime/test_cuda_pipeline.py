@@ -349,7 +349,11 @@ def test_a_frame_that_cannot_be_inspected_is_refused_before_anything_runs(inspec
         inspector.submit(frames(pictures(5, (20, 40))))
     assert engine.frames == []
     assert driver.count("launches") == 0
-    # And the inspector goes on.
+    # And the inspector goes on, also when a frame of the size that it knows is of another type.
+    assert len(list(inspector.inspect(frames(pictures(1, (20, 40)))))) == 1
+    for _ in range(2):
+        with pytest.raises(DataError):
+            inspector.submit(frames([np.zeros((20, 40), np.float32)]))
     assert len(list(inspector.inspect(frames(pictures(1, (20, 40)))))) == 1
 
 
