@@ -1,5 +1,6 @@
 // Kernels for tests of the driver and of the frame loop, in the form that host-compiled kernel libraries have:
-// "scale" multiplies an array, "identity_and_inverse" is a network (outputs x and 1 - x), "channel_mean" another.
+// "scale" multiplies an array; the others are networks: "identity_and_inverse" gives x and 1 - x, "channel_mean" a map,
+// "map_and_score" a map and the mean of its picture.
 
 #include <cstring>
 
@@ -13,6 +14,7 @@ const Kernel KERNELS[] = {
     {"scale", {8, 4, 4}, 3},
     {"identity_and_inverse", {8, 8, 8, 4}, 4},
     {"channel_mean", {8, 8, 4, 4}, 4},
+    {"map_and_score", {8, 8, 8, 4}, 4},
 };
 const Kernel *find(const char *name) {
   for (const Kernel &kernel : KERNELS)
@@ -44,6 +46,13 @@ int host_launch(const char *name, const unsigned *, const unsigned *, unsigned, 
       value<float *>(params, 1)[i] = value<float *>(params, 0)[i];
       value<float *>(params, 2)[i] = 1 - value<float *>(params, 0)[i];
     }
+  } else if (!strcmp(name, "map_and_score")) {  // (const float *x, float *map, float *score, int n): one picture
+    double sum = 0;
+    for (int i = 0; i < value<int>(params, 3); i++) {
+      value<float *>(params, 1)[i] = value<float *>(params, 0)[i];
+      sum += value<float *>(params, 0)[i];
+    }
+    *value<float *>(params, 2) = static_cast<float>(sum / value<int>(params, 3));
   } else {  // (const float *x, float *mean, int channels, int n): n pixels of one picture
     int n = value<int>(params, 3), channels = value<int>(params, 2);
     for (int i = 0; i < n; i++) {

@@ -30,7 +30,8 @@ OUT_OF_MEMORY, LAUNCH_FAILED, INVALID_VALUE = 2, 719, 1
 
 
 class StandInEngine:
-    """A network that gives its input and one minus its input ("pair"), or the mean of its channels ("map").
+    """A network that gives its input and one minus its input ("pair"), the mean of its channels ("map"), or its input
+    and the mean of each picture as its own score ("scored").
 
     ``waits`` makes it do what cannot be captured.
     """
@@ -38,7 +39,11 @@ class StandInEngine:
     def __init__(self, gpu: Gpu, library: Path, shape: tuple[int, int, int], batch: int, kind: str) -> None:
         self.gpu, self.batch, self.kind, self.shape = gpu, batch, kind, shape
         self.input = np.zeros((batch, *shape), np.float32)
-        outputs = [(batch, *shape)] * 2 if kind == "pair" else [(batch, *shape[1:])]
+        outputs = {
+            "pair": [(batch, *shape), (batch, *shape)],
+            "map": [(batch, *shape[1:])],
+            "scored": [(batch, *shape[1:]), (batch,)],
+        }[kind]
         self.outputs = tuple(np.zeros(size, np.float32) for size in outputs)
         self.shape_changes = 0
         self.waits = False
@@ -50,7 +55,11 @@ class StandInEngine:
             self.device_input = self.resources.device(self.input.nbytes, "input")
             self.device_outputs = tuple(self.resources.device(array.nbytes, "output") for array in self.outputs)
             self.module = gpu.cuda.module_from_buffer(f"host:{library}".encode() + b"\0")
-            name, signature = ("identity_and_inverse", "PPPi") if kind == "pair" else ("channel_mean", "PPii")
+            name, signature = {
+                "pair": ("identity_and_inverse", "PPPi"),
+                "map": ("channel_mean", "PPii"),
+                "scored": ("map_and_score", "PPPi"),
+            }[kind]
             self.function = self.module.get_function(name)
             self.function.prepare(signature)
 
@@ -71,7 +80,11 @@ class StandInEngine:
                 self.device_input + 4 * index * channels * height * width,
                 self.device_outputs[0] + 4 * index * height * width,
             )
-            self.function.prepared_async_call(one, one, self.stream, *addresses, channels, height * width)
+            if self.kind == "scored":
+                score = self.device_outputs[1] + 4 * index
+                self.function.prepared_async_call(one, one, self.stream, *addresses, score, height * width)
+            else:
+                self.function.prepared_async_call(one, one, self.stream, *addresses, channels, height * width)
 
     def close(self) -> None:
         del self.function, self.module, self.stream
@@ -84,6 +97,16 @@ def pair(x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def channel_mean(x: np.ndarray) -> tuple[np.ndarray, ...]:
     return (x.mean(axis=1),)
+
+
+def map_and_score(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    return x[:, 0].copy(), x.mean(axis=(1, 2, 3))
+
+
+def kind_of(score: ScoreSpec) -> str:
+    if isinstance(score.comparison, Dssim):
+        return "pair"
+    return "scored" if score.reduce == "output" else "map"
 
 
 COLOR = InputSpec(height=24, width=32, channels=3, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -109,8 +132,7 @@ def inspecting(gpu: Gpu, stand_in: Path) -> Iterator[Callable[..., tuple[CudaIns
     def make(
         spec: InputSpec = COLOR, score: ScoreSpec = SSIM, *, batch: int = 4, threshold: float = 0.5, **options: Any
     ) -> tuple[CudaInspector, StandInEngine]:
-        kind = "map" if isinstance(score.comparison, ReadyMap) else "pair"
-        engine = StandInEngine(gpu, stand_in, spec.shape, batch, kind)
+        engine = StandInEngine(gpu, stand_in, spec.shape, batch, kind_of(score))
         made.append(engine)
         inspector = CudaInspector(engine, spec, score, threshold=threshold, **options)
         made.append(inspector)
@@ -139,7 +161,7 @@ def frames(images: Sequence[np.ndarray]) -> list[Frame]:
 
 def on_the_processor(spec: InputSpec, score: ScoreSpec, images: Sequence[np.ndarray], batch: int = 4) -> ListSink:
     """What `Inspector` says, with the same network as a function."""
-    function = channel_mean if isinstance(score.comparison, ReadyMap) else pair
+    function = {"pair": pair, "map": channel_mean, "scored": map_and_score}[kind_of(score)]
     backend = FakeBackend(function, spec.shape, batch)
     sink = ListSink()
     run(ArraySource(list(images)), Inspector(backend, spec, score, threshold=0.5), [sink], policy="every", batch=batch)
@@ -168,6 +190,7 @@ def same(expected: ListSink, got: ListSink, tolerance: float) -> None:
         (GREY, ScoreSpec(comparison=ReadyMap(), filters=(Gaussian(sigma=1.5), Opening(size=3))), (24, 32)),
         (COLOR, ScoreSpec(comparison=ReadyMap(), filters=(Opening(size=3), Uniform(size=5)), margin=2), (24, 32, 3)),
         (COLOR, MAP, (24, 32, 3)),
+        (GREY, ScoreSpec(comparison=ReadyMap(), filters=(Uniform(size=3),), reduce="output"), (24, 32)),
     ],
 )
 def test_verdicts_are_those_of_the_processor(
@@ -188,10 +211,13 @@ def test_frames_of_other_sizes_are_resized(inspecting: Any, size: tuple[int, ...
     same(on_the_processor(spec, MAP, images, batch=1), sink, 1.01 / 255)
 
 
-@pytest.mark.parametrize("reduce", ["max", "mean"])
+TILED = [ScoreSpec(comparison=Dssim(), filters=(Uniform(size=4),), reduce=reduce) for reduce in ("max", "mean")]
+TILED.append(ScoreSpec(comparison=ReadyMap(), reduce="output"))
+
+
+@pytest.mark.parametrize("score", TILED, ids=["max", "mean", "output"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_tiles_are_cut_and_merged_on_the_gpu(inspecting: Any, reduce: str, batch: int) -> None:
-    score = ScoreSpec(comparison=Dssim(), filters=(Uniform(size=4),), reduce=reduce)
+def test_tiles_are_cut_and_merged_on_the_gpu(inspecting: Any, score: ScoreSpec, batch: int) -> None:
     images, sink = pictures(3, (37, 50)), ListSink()
     inspector, engine = inspecting(TILES, score, batch=batch)
     run(ArraySource(images), inspector, [sink], policy="every")
