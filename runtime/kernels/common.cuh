@@ -15,6 +15,17 @@ __device__ __forceinline__ float as_float(__half value) { return __half2float(va
 __device__ __forceinline__ void store(float *target, float value) { *target = value; }
 __device__ __forceinline__ void store(__half *target, float value) { *target = __float2half(value); }
 
+// 1 / x to the last bit or so, of numbers that are neither tiny nor huge.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1 / x;
+#endif
+}
+
 // Pixel index of a picture that is mirrored at its border, the edge repeated, as often as it takes:
 // c b a | a b c | c b a. SciPy's "reflect", OpenCV's BORDER_REFLECT.
 __device__ __forceinline__ int mirrored(int index, int length) {
@@ -37,7 +48,7 @@ __device__ __host__ constexpr int padded(int place) { return place + place / SEG
 
 // The columns that a block sums down. Place p of a row of shared memory is picture column x0 - before + p.
 //
-// Where the block spans the picture's whole width, the mirrored columns at both sides are copies of columns that it has
+// Where the block covers the picture's whole width, the mirrored columns at both sides are copies of columns that it has
 // anyway and cost a store instead of a sum; else columns of the neighbours are summed again.
 struct Columns {
   int first;  // picture column of the first to sum, may lie outside
@@ -49,7 +60,7 @@ struct Columns {
   // ``covered`` columns from x0 on are the block's own.
   __device__ Columns(int x0, int covered, int before, int after, int width)
       : before(before), after(after), width(width) {
-    whole = width <= covered && width >= before && width >= after;
+    whole = width <= covered && width >= before + after;
     int inside = width - x0 < covered ? width - x0 : covered;
     first = whole ? 0 : x0 - before;
     count = whole ? width : inside + before + after;
@@ -58,16 +69,14 @@ struct Columns {
   // The picture column to read for the index-th to sum.
   __device__ int column(int index) const { return mirrored(first + index, width); }
 
-  // Put a sum to all its places in a row of shared memory.
-  template <class T>
-  __device__ void put(T *row, int index, T sum) const {
-    if (!whole) {
-      row[padded(index)] = sum;
-      return;
-    }
-    row[padded(before + index)] = sum;
-    if (index < before) row[padded(before - 1 - index)] = sum;
-    if (index >= width - after) row[padded(before + 2 * width - 1 - index)] = sum;
+  // Where the index-th sum belongs in a row of shared memory.
+  __device__ int place(int index) const { return padded(whole ? before + index : index); }
+
+  // And where its mirror image does; the same place where it has none.
+  __device__ int image(int index) const {
+    if (whole && index < before) return padded(before - 1 - index);
+    if (whole && index >= width - after) return padded(before + 2 * width - 1 - index);
+    return place(index);
   }
 };
 

@@ -62,7 +62,7 @@ __device__ __forceinline__ float dissimilarity(float4 sums, Constants c) {
   float mean = mean_s + c.range;
   float luminance = fmaf(mean, mean, square_d) + c.two_c1;
   float variance = variance_s + variance_d + c.two_c2;
-  return __fdividef(fmaf(square_d, variance, variance_d * fmaf(-2.0f, square_d, luminance)), luminance * variance);
+  return fmaf(square_d, variance, variance_d * fmaf(-2.0f, square_d, luminance)) * reciprocal(luminance * variance);
 }
 
 // One column of both images, as many rows as the windows of ROWS pixels reach.
@@ -137,6 +137,7 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
   const int x = x0 + segment * SEGMENT;
   const bool summing = static_cast<int>(threadIdx.x) < columns.count;
   const int column = summing ? columns.column(threadIdx.x) : 0;
+  const int place = columns.place(threadIdx.x), image = columns.image(threadIdx.x);
 
   Pixels<T, K> pixels;
   if (summing) pixels.load(a + column, b + column, top - RADIUS, height, width);
@@ -149,7 +150,10 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
               float p = as_float(pixels.a[k]), q = as_float(pixels.b[k]);
               m.add_pixel(p + q - range, p - q);
             },
-            [&](int i, float4 m) { columns.put(sums + i * STRIDE, threadIdx.x, m); });
+            [&](int i, float4 m) {
+              sums[i * STRIDE + place] = m;
+              if (image != place) sums[i * STRIDE + image] = m;
+            });
         const bool more = channel + 1 < channels;
         const int next_top = more ? y0 : y0 + ROWS;
         const long long next = (more ? channel + 1 : 0) * plane + column;

@@ -105,6 +105,7 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
       const int index = threadIdx.x + turn * THREADS;
       if (index >= columns.count) break;
       const float *column = map + columns.column(index);
+      const int place = columns.place(index), image = columns.image(index);
       float entering[ROWS], leaving[ROWS];
 #pragma unroll
       for (int i = 0; i < ROWS; i++) {
@@ -116,7 +117,8 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
 #pragma unroll
       for (int i = 0; i < ROWS; i++) {
         sum += entering[i];
-        columns.put(sums + i * STRIDE, index, sum);
+        sums[i * STRIDE + place] = sum;
+        if (image != place) sums[i * STRIDE + image] = sum;
         sum -= leaving[i];
       }
       running[turn] = sum;
@@ -231,7 +233,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         taps, radius, [&](int k) { return column[static_cast<long long>(mirrored(y0 - radius + k, height)) * width]; },
         values);
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) columns.put(sums + i * PLACES, index, values[i]);
+    for (int i = 0; i < ROWS; i++)
+      sums[i * PLACES + columns.place(index)] = sums[i * PLACES + columns.image(index)] = values[i];
   }
   __syncthreads();
   const int y = y0 + threadIdx.x / SEGMENTS, segment = threadIdx.x % SEGMENTS;
