@@ -11,6 +11,7 @@ Times are taken twice: by CUDA events on the GPU ("upload", "preprocess", "netwo
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ from adedge.runtime.tensorrt import TensorRTBackend
 from adedge.runtime.tiling import tile_grid
 from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec, ScoreSpec
+
+log = logging.getLogger(__name__)
 
 Maps = Literal["never", "rejects", "always"]
 """Whose anomaly maps are downloaded: nobody's, those of anomalous frames, or all."""
@@ -416,6 +419,7 @@ class CudaInspector:
             return Graph(self._engine.stream.handle, partial(_enqueue, slot))
         except (EngineError, self._gpu.cuda.Error) as error:
             self.graph_obstacle = str(error)
+            log.info("going on without a CUDA graph: %s", error)
             return None
         finally:
             slot.capturing = False

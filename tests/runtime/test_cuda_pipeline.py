@@ -329,13 +329,17 @@ def test_another_slots_batch_makes_a_graph_stale(inspecting: Any, driver: Any) -
     assert engine.frames == [1, 1, 1, 1, 2, 1, 1, 1, 1]
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_a_graph(inspecting: Any, driver: Any) -> None:
+def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
+    inspecting: Any, driver: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="adedge.runtime.cuda_pipeline")
     inspector, engine = inspecting(batch=1)
     images, sink = pictures(6, (24, 32, 3)), ListSink()
     engine.waits = True
     run(ArraySource(images), inspector, [sink], policy="every")
     assert "not permitted when stream is capturing" in (inspector.graph_obstacle or "")
     assert driver.count("graph_launches") == 0
+    assert caplog.text.count("going on without a CUDA graph") == 1
     same(on_the_processor(COLOR, SSIM, images, batch=1), sink, 1e-4)
 
 

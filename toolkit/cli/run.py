@@ -313,9 +313,10 @@ class _Shown(logging.Handler):
 
 
 def _show_logging() -> None:
-    """Warnings of the runtime, and that kernels are being compiled, which takes its time."""
+    """Warnings of the runtime; that kernels are being compiled, which takes its time; that there is no CUDA graph."""
     logging.getLogger("adedge.runtime").addHandler(_Shown())
-    logging.getLogger("adedge.runtime.kernel_cache").setLevel(logging.INFO)
+    for name in ("kernel_cache", "cuda_pipeline"):
+        logging.getLogger(f"adedge.runtime.{name}").setLevel(logging.INFO)
 
 
 def _quiet_opencv() -> None:
