@@ -419,7 +419,7 @@ class CudaInspector:
             return Graph(self._engine.stream.handle, partial(_enqueue, slot))
         except (EngineError, self._gpu.cuda.Error) as error:
             self.graph_obstacle = str(error)
-            log.info("going on without a CUDA graph: %s", error)
+            log.info("going on without a CUDA graph: %s", self.graph_obstacle)
             return None
         finally:
             slot.capturing = False
