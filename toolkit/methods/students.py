@@ -10,6 +10,7 @@ A teacher knows nothing of the product: trained once (on many pictures, for long
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,23 +97,23 @@ class Students(nn.Module):
         return [member(x, stride) for member in self.members]
 
 
-def error_and_variance(
-    predictions: Sequence[Tensor], target: Tensor, error_scale: float = 1.0, variance_scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Regression error (equation 8) and predictive variance (equation 10) of the students, (N, 1, h, w) each.
+def error_and_variance(predictions: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+    """Regression error (equation 8) and predictive variance (equation 10), each over 128: (N, 1, h, w) twice.
 
-    ``predictions`` and ``target`` are (N, 128, h, w). The variance is that about the students' mean: equation 10 with
-    nothing to cancel out. Both are multiplied by a scale, as its root before anything is squared: in FP16 a sum of 128
-    squares stays in range.
+    ``predictions`` and ``target`` are (N, 128, h, w). Means of squares in place of sums stay within FP16, and change
+    nothing once both are normalised. The variance is that about the students' mean: equation 10 with nothing to cancel
+    out. It is not for training: differences are squared in place, which is quicker on whole pictures.
     """
     mean = sum(predictions[1:], start=predictions[0]) / len(predictions)
-    error = _squared_norm((mean - target) * math.sqrt(error_scale))
-    variances = [_squared_norm((prediction - mean) * math.sqrt(variance_scale)) for prediction in predictions]
+    error = _mean_square(mean - target)
+    variances = [_mean_square(prediction - mean) for prediction in predictions]
     return error, sum(variances[1:], start=variances[0]) / len(predictions)
 
 
-def _squared_norm(x: Tensor) -> Tensor:
-    return (x * x).sum(1, keepdim=True)
+def _mean_square(difference: Tensor) -> Tensor:
+    # Divided before it is squared: the sum stays within FP16. (ONNX 18 changed ReduceMean, not ReduceSum.)
+    difference.mul_(DESCRIPTOR**-0.5)
+    return difference.mul_(difference).sum(1, keepdim=True)
 
 
 class Scale(nn.Module):
@@ -124,7 +125,7 @@ class Scale(nn.Module):
 
     def __init__(self, teacher: Teacher, students: Students, stride: int | None) -> None:
         super().__init__()
-        self.teacher = teacher.network
+        self.teacher = standardised(teacher, students)
         self.students = students
         self.stride = stride
         # A lone student has no variance, and that no spread to be divided by.
@@ -138,10 +139,23 @@ class Scale(nn.Module):
         """The normalised scores, added."""
         if self.stride is not None:
             x = mirrored(x, self.students.patch, self.stride)
-        target = self.students.standardised(self.teacher(x, self.stride))
-        predictions = self.students(x, self.stride)
-        error, variance = error_and_variance(predictions, target, self.error_scale, self.variance_scale)
-        return error + variance - self.offset
+        error, variance = error_and_variance(self.students(x, self.stride), self.teacher(x, self.stride))
+        return error * self.error_scale + variance * self.variance_scale - self.offset
+
+
+def standardised(teacher: Teacher, students: Students) -> PatchNetwork:
+    """A copy of the teacher's network that gives what the students learnt: the last convolution divides by their std.
+
+    In FP16 a descriptor with a large mean and a small std would else be rounded before the mean is taken away.
+    """
+    network = copy.deepcopy(teacher.network)
+    last = network.convolutions[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight.div_(students.std.view(-1, 1, 1, 1))
+        last.bias.sub_(students.mean.flatten()).div_(students.std.flatten())
+    return network
 
 
 class Detector(nn.Module):
@@ -438,7 +452,7 @@ class UninformedStudents(Model):
             views, stride = self._views(x, int(patch), rng)
             with torch.no_grad():
                 target = students.standardised(teacher.network(views, stride))
-            losses = [_squared_norm((y - target).float()).mean() for y in students(views, stride)]
+            losses = [(y - target).float().square().sum(1).mean() for y in students(views, stride)]
             return torch.stack(losses).sum()
 
         return imitation
