@@ -72,6 +72,7 @@ def choose_float_nodes(
     *,
     limits: Limits,
     rank_by: Literal["map", "score"] = "map",
+    least_share: float = 0.0,
     progress: Progress | None = None,
 ) -> Decision:
     """Quantise as much as keeps the effect within ``limits``.
@@ -79,7 +80,8 @@ def choose_float_nodes(
     ``score`` runs a graph on frames (N, C, H, W) float32 and gives maps (N, H, W) and scores (N,); ``probe`` are the
     frames to judge by, ``good`` (N,) says which of them are good. First and last convolutions stay in floating point.
     The other nodes are ranked by what each alone does to maps, or to scores where these do not come from maps; the
-    longest head of that ranking that stays within the limits is found by bisection.
+    longest head of that ranking that stays within the limits is found by bisection. What has less than ``least_share``
+    of the convolutions' multiply-accumulates stays in floating point.
 
     Raises `DataError` where not even two good frames tell a spread.
     """
@@ -89,7 +91,7 @@ def choose_float_nodes(
         raise DataError("at least two good pictures with different scores are needed to place INT8")
     nodes = quantisable_nodes(graph)
     edges = first_and_last(graph)
-    inner = [name for name in nodes if name not in edges]
+    inner = [name for name in nodes if name not in edges | _cheap(graph, least_share)]
     few = np.concatenate([np.flatnonzero(good)[:RANKING_FRAMES], np.flatnonzero(~good)[:RANKING_FRAMES]])
     steps = 1 + len(inner) + len(inner).bit_length()
     done = 0
@@ -123,6 +125,14 @@ def choose_float_nodes(
                 high = middle
     float_nodes = tuple(name for name in nodes if name not in set(best))
     return Decision(float_nodes=float_nodes, effect=effect, notes=_notes(graph, float_nodes, effect, limits))
+
+
+def _cheap(graph: bytes, share: float) -> frozenset[str]:
+    """Names of the nodes with less than a share of the convolutions' multiply-accumulates; other nodes have none."""
+    model = parse(graph)
+    names = set(convolutions(graph))
+    costs = {node.name: multiply_accumulates(model, [node]) if node.name in names else 0 for node in model.graph.node}
+    return frozenset(name for name, cost in costs.items() if cost < share * sum(costs.values()))
 
 
 def _effect(reference: tuple[Floats, Floats], quantised: tuple[Floats, Floats], spread: float) -> Effect:

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 RANGE_PICTURES = 64  # more move no range visibly
 PROBE_PICTURES = 8  # with a stained copy of each, what the placement of INT8 is judged by
 BATCH = 8
+# Of a network that scores itself, limits on the score do not protect the map. It may come from convolutions of little
+# work, where INT8 gains nothing: those with less than this share of all multiply-accumulates stay in floating point.
+CHEAP = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +204,7 @@ def measure_int8(
     def score(graph: bytes, frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return maps_and_scores(manifest.score, run_with_onnxruntime(graph)(frames))
 
+    own_score = manifest.score.reduce == "output"
     decision = choose_float_nodes(
         fp32,
         ranges,
@@ -208,7 +212,8 @@ def measure_int8(
         probe,
         np.arange(len(probe)) < len(good),
         limits=limits or Limits(),
-        rank_by="score" if manifest.score.reduce == "output" else "map",
+        rank_by="score" if own_score else "map",
+        least_share=CHEAP if own_score else 0.0,
         progress=progress,
     )
     return ranges.model_copy(update={"float_nodes": decision.float_nodes, "notes": decision.notes})

@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 from torch import Tensor, manual_seed, nn, relu, sigmoid
 
-from adedge.calibration.qdq import first_and_last, int8_from_fp32, quantisable_nodes, quantised_tensors
+from adedge.calibration.graph import multiply_accumulates
+from adedge.calibration.qdq import convolutions, first_and_last, int8_from_fp32, quantisable_nodes, quantised_tensors
 from adedge.calibration.ranges import Ranges, collect_ranges
 from adedge.calibration.sensitivity import Limits, choose_float_nodes
 from adedge.errors import DataError, EngineError
@@ -205,3 +206,21 @@ def test_placement_ranks_by_the_scores_that_a_network_gives_itself(fp32: bytes, 
     assert int8
     assert int8 < set(effects)
     assert max(effects[name] for name in int8) <= min(effects[name] for name in set(effects) - int8)
+
+
+def test_convolutions_of_little_work_stay_in_floating_point(fp32: bytes, ranges: Ranges) -> None:
+    model = onnx.load_model_from_string(fp32)
+    weighted = [node for node in model.graph.node if node.name in convolutions(fp32)]
+    work = {node.name: multiply_accumulates(model, [node]) for node in weighted}
+    inner = sorted(set(work) - first_and_last(fp32), key=work.__getitem__)
+    share = (work[inner[-1]] - 1) / sum(work.values())  # just below the largest of them
+
+    def score(graph: bytes, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = run(graph, frames)[:, 0]
+        return maps, maps.mean(axis=(1, 2))
+
+    good = np.arange(len(FRAMES)) < 4
+    found = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9), least_share=share)
+    assert set(quantisable_nodes(fp32)) - set(found.float_nodes) == {
+        name for name in inner if work[name] == work[inner[-1]]
+    }
