@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from adedge.bundle import Bundle
@@ -104,7 +106,10 @@ def test_benchmark_writes_a_report_that_stands_alone(place: Path) -> None:
     page.feed((out / "report.html").read_text())
     assert "script" not in page.tags
     assert page.sources
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for source in page.sources:
+        kind, _, content = source.partition(";base64,")
+        assert kind in ("data:image/png", "data:image/jpeg"), f"the page needs {source[:80]}"
+        assert cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR) is not None
     assert "AUROC" in (out / "report.md").read_text()
 
 
