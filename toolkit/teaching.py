@@ -64,8 +64,10 @@ def cut(x: Tensor, centre: np.ndarray, extent: np.ndarray, patch: int) -> Tensor
     affine = np.zeros((len(x), 2, 3))
     affine[:, 0, 0] = affine[:, 1, 1] = extent / side
     affine[:, :, 2] = 2 * centre[:, ::-1] / side - 1
-    grid = F.affine_grid(torch.from_numpy(affine).to(x), [*x.shape[:2], patch, patch], align_corners=False)
-    return F.grid_sample(x.contiguous(), grid, padding_mode="border", align_corners=False)
+    # Where autocast rounded the grid to bfloat16, neighbours would be read from the same place.
+    with torch.autocast(x.device.type, enabled=False):
+        grid = F.affine_grid(torch.from_numpy(affine).to(x), [*x.shape[:2], patch, patch], align_corners=False)
+        return F.grid_sample(x.contiguous(), grid, padding_mode="border", align_corners=False)
 
 
 def distillation_loss(decoded: Tensor, features: Tensor) -> Tensor:
@@ -90,7 +92,8 @@ def compactness_loss(descriptors: Tensor) -> Tensor:
     """
     centred = descriptors - descriptors.mean(0)
     scaled = centred / centred.square().sum(0).sqrt().clamp(min=1e-6)
-    correlation = scaled.T @ scaled
+    with torch.autocast(descriptors.device.type, enabled=False):
+        correlation = scaled.T @ scaled
     others = correlation.square().sum() - correlation.diagonal().square().sum()
     return others / descriptors.shape[1]
 

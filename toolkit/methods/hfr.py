@@ -191,7 +191,8 @@ class Hfr(Model):
         def loss(x: Tensor, rng: np.random.Generator) -> Tensor:
             with torch.no_grad():
                 encoded = encoder(x)
-            levels = [residuals(*pair).mean() for pair in zip(encoded, decoder(encoded[-1]), strict=True)]
+            pairs = zip(encoded, decoder(encoded[-1]), strict=True)
+            levels = [residuals(e.float(), d.float()).mean() for e, d in pairs]
             return torch.stack(levels).mean()
 
         return loss

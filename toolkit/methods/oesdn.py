@@ -361,11 +361,12 @@ class OeSdn(Model):
         transform = TRANSFORMS[self.auxiliary]
 
         def style_loss(x: Tensor, rng: np.random.Generator) -> Tensor:
+            # What the OE-SDN is asked for is not rounded: bfloat16 has three digits, and no place for a sheared pixel.
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 target = ae(x)
+                outliers = x if weight == 0 else transform(x, rng, networks).detach()
             if weight == 0:
                 return msd_loss(sdn(x), target)
-            outliers = transform(x, rng, networks).detach()
             # One pass over both halves is faster than two, and the same: no layer mixes pictures.
             imitated, kept = sdn(torch.cat([x, outliers])).split(len(x))
             return (1 - weight) * msd_loss(imitated, target) + weight * msd_loss(kept, outliers)
