@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -379,6 +380,9 @@ def test_one_teacher_serves_another_product(trained: tuple[Bundle, Dataset], tmp
     assert all(torch.equal(first[name], second[name]) for name in first)
     file = bundle.path / "weights.safetensors"
     assert teachers_from_file(file, (33,))[33].keys() == first.keys()
+    recorded = other.manifest.provenance.options
+    assert recorded["teacher_digest"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "teacher_digest" not in bundle.manifest.provenance.options
 
 
 def test_a_file_without_the_scale_s_teacher_says_what_it_has(trained: tuple[Bundle, Dataset], tmp_path: Path) -> None:

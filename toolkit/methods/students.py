@@ -24,7 +24,7 @@ from pydantic import Field, field_serializer, model_validator
 from torch import Tensor, nn
 
 from adedge import backbones
-from adedge.bundle import Bundle
+from adedge.bundle import Bundle, sha256_of
 from adedge.datasets import Dataset, load_dataset
 from adedge.errors import BundleError, DataError
 from adedge.methods import NetworkArguments, Objective, OtherPictures, Plan, Stage, configured
@@ -88,10 +88,6 @@ class Students(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(()))
             self.register_buffer(f"{name}_std", torch.ones(()))
 
-    def standardised(self, descriptors: Tensor) -> Tensor:
-        """What the students learn: (y - mu) / sigma in equation 7."""
-        return (descriptors - self.mean) / self.std
-
     def forward(self, x: Tensor, stride: int | None = None) -> list[Tensor]:
         """Every member's (N, 128, h, w); see `PatchNetwork.forward`."""
         return [member(x, stride) for member in self.members]
@@ -144,9 +140,10 @@ class Scale(nn.Module):
 
 
 def standardised(teacher: Teacher, students: Students) -> PatchNetwork:
-    """A copy of the teacher's network that gives what the students learnt: the last convolution divides by their std.
+    """The teacher's network with what the students learn as its output: (y - mu) / sigma in equation 7.
 
-    In FP16 a descriptor with a large mean and a small std would else be rounded before the mean is taken away.
+    A copy, whose last convolution subtracts and divides: in FP16 and bfloat16 a descriptor with a large mean and a
+    small standard deviation would else be rounded before the mean is taken away.
     """
     network = copy.deepcopy(teacher.network)
     last = network.convolutions[-1]
@@ -263,6 +260,7 @@ class UninformedStudents(Model):
     output_stride: int | None = None
     margin: int | None = Field(default=None, ge=0)
     teacher: str | None = None
+    teacher_digest: str | None = None
     teacher_data: str | None = None
     teacher_data_digest: str = ""
     weights: str = backbones.TORCHVISION
@@ -320,6 +318,7 @@ class UninformedStudents(Model):
         found: dict[str, Any] = {}
         if method.teacher is not None:
             teachers_from_file(Path(method.teacher), method.patches)
+            found["teacher_digest"] = sha256_of(_weights_file(Path(method.teacher)))
         else:
             if method.teacher_data is not None:
                 found["teacher_data_digest"] = load_dataset(method.teacher_data, holdout=0).digest
@@ -428,12 +427,10 @@ class UninformedStudents(Model):
     def _measure_scores(self, networks: nn.ModuleDict, batches: Iterable[Tensor], rng: np.random.Generator) -> None:
         kept = list(batches)
         for patch in self.patches:
-            teacher, students = _teacher(networks, patch), _students(networks, patch)
+            students = _students(networks, patch)
+            goal = standardised(_teacher(networks, patch), students)
             views = (self._views(x, patch, rng) for x in kept)
-            scores = (
-                torch.cat(error_and_variance(students(x, s), students.standardised(teacher.network(x, s))), 1)
-                for x, s in views
-            )
+            scores = (torch.cat(error_and_variance(students(x, s), goal(x, s)), 1) for x, s in views)
             mean, std = _mean_and_std(scores)
             students.error_mean.copy_(mean[0])
             students.error_std.copy_(std[0])
@@ -447,12 +444,13 @@ class UninformedStudents(Model):
         if kind == "teacher":
             return self._teaching(teacher)
         students = _students(networks, int(patch))
+        goal = standardised(teacher, students)
 
         def imitation(x: Tensor, rng: np.random.Generator) -> Tensor:
             views, stride = self._views(x, int(patch), rng)
             with torch.no_grad():
-                target = students.standardised(teacher.network(views, stride))
-            losses = [(y - target).float().square().sum(1).mean() for y in students(views, stride)]
+                target = goal(views, stride)
+            losses = [(y.float() - target.float()).square().sum(1).mean() for y in students(views, stride)]
             return torch.stack(losses).sum()
 
         return imitation
@@ -513,7 +511,7 @@ def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Bundle.open(path).file("weights.safetensors") if path.is_dir() else path
+    file = _weights_file(path)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -530,6 +528,10 @@ def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str
                 f"{path} has no teacher for p = {patch} (it has: {has}): name another --teacher or --patch"
             )
     return {patch: found[patch] for patch in patches}
+
+
+def _weights_file(path: Path) -> Path:
+    return Bundle.open(path).file("weights.safetensors") if path.is_dir() else path
 
 
 def _teacher(networks: nn.ModuleDict, patch: int) -> Teacher:
