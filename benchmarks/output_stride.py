@@ -92,6 +92,14 @@ def deployed(bundle: Bundle, stride: int) -> nn.Module:
     return method.deploy(networks).eval()
 
 
+def drawn(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
+    """``count`` of the samples, in their order, the same ones every time (seed 0); all where it is None or too many."""
+    if count is None or count >= len(samples):
+        return samples
+    chosen = np.random.default_rng(0).choice(len(samples), count, replace=False)
+    return [samples[index] for index in sorted(chosen)]
+
+
 def main(
     bundle: Annotated[Path, typer.Argument(help="A students bundle.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures, laid out as MVTec AD.")],
@@ -105,10 +113,7 @@ def main(
         import torch
 
         torch.set_num_threads(threads)
-    samples = load_dataset(data).test
-    if pictures is not None and pictures < len(samples):
-        chosen = np.random.default_rng(0).choice(len(samples), pictures, replace=False)
-        samples = tuple(samples[index] for index in sorted(chosen))
+    samples = drawn(load_dataset(data).test, pictures)
     output.print(HEADER)
     for part in strides.split(","):
         output.print(str(measure(Bundle.open(bundle), samples, int(part))))

@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import skimage.data
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from adedge.bundle import Bundle
@@ -212,7 +213,7 @@ def test_detector_equals_autograd_through_its_own_way_forwards(networks: nn.Modu
 
 
 def test_detector_equals_autograd_through_the_trained_network(networks: nn.ModuleDict) -> None:
-    """In float64. In float32 folding the normalisation rounds, and a rounding may move a maximum: see the graph."""
+    """In float64: in float32 a rounding may move a maximum, in autograd itself as well."""
     wide = copy.deepcopy(networks).double()
     x = photographs(64)[:6].double()
     wanted_map, wanted_score = autograd(wide, x)
@@ -227,19 +228,35 @@ def graph(networks: nn.ModuleDict) -> bytes:
     return graph_from_module(Mkd.deploy(networks), spec, ("map", "score"), opset=17)
 
 
+def test_graph_in_float64_equals_autograd(networks: nn.ModuleDict, graph: bytes) -> None:
+    """The exported nodes, one by one in NumPy: nothing but the folded weights is rounded, and no maximum moves."""
+    wide = onnx.load_model_from_string(graph)
+    constants = [a.t for node in wide.graph.node for a in node.attribute if a.name == "value"]
+    for tensor in (*wide.graph.initializer, *constants):
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    x = photographs(64)[:2].double()
+    wanted_map, wanted_score = autograd(copy.deepcopy(networks).double(), x)
+    found_map, found_score = ReferenceEvaluator(wide).run(None, {"frame": x.numpy()})
+    assert found_map.dtype == np.float64
+    assert map_error(torch.from_numpy(found_map), wanted_map).max() < 1e-6
+    np.testing.assert_allclose(found_score, wanted_score, rtol=1e-7)
+
+
 def test_graph_equals_autograd_and_keeps_to_operators_of_every_engine(networks: nn.ModuleDict, graph: bytes) -> None:
     operators = {node.op_type for node in onnx.load_model_from_string(graph).graph.node}
     assert not operators & {"ConvTranspose", "MaxUnpool", "ReduceMean", "Pow", "Resize"}
-    x = photographs(64)[:8]
+    x = photographs(64)
     wanted_map, wanted_score = autograd(networks, x)
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    for count in (1, 8):
+    for count in (1, 16):
         found_map, found_score = (torch.from_numpy(y) for y in session.run(None, {"frame": x[:count].numpy()}))
         torch.testing.assert_close(found_score, wanted_score[:count], rtol=1e-5, atol=0)
     errors = map_error(found_map, wanted_map)
     # Where the two largest values under a pooling differ by their rounding alone, the two runtimes may take different
     # ones, and a part of the gradient comes out a pixel away: that happens to single pictures.
-    assert (errors < 1e-4).sum() >= 5
+    assert (errors < 1e-4).sum() >= 12
     assert errors.max() < 0.2
 
 
@@ -259,17 +276,18 @@ def test_graph_in_fp16_keeps_the_score_and_the_shape_of_the_map(networks: nn.Mod
 
 def test_smooth_gradients_without_noise_are_the_gradients(networks: nn.ModuleDict) -> None:
     x = photographs(64)[:2]
-    found = smooth_gradients(networks, x, samples=2, noise=0.0)
-    torch.testing.assert_close(found, autograd(networks, x)[0], rtol=1e-4, atol=1e-5)
+    wide = copy.deepcopy(networks).double()
+    found = smooth_gradients(Mkd.deploy(wide).eval(), x.double(), samples=2, noise=0.0)
+    assert map_error(found, autograd(wide, x.double())[0]).max() < 1e-9
 
 
 def test_smooth_gradients_average_signed_gradients_of_noisy_copies(networks: nn.ModuleDict) -> None:
-    x = photographs(64)[:1]
-    few = [smooth_gradients(networks, x, samples=1, noise=0.2, seed=seed) for seed in (0, 1)]
+    detector, x = Mkd.deploy(networks).eval(), photographs(64)[:1]
+    few = [smooth_gradients(detector, x, samples=1, noise=0.2, seed=seed) for seed in (0, 1)]
     assert not torch.equal(*few)
-    assert torch.equal(few[0], smooth_gradients(networks, x, samples=1, noise=0.2))
+    assert torch.equal(few[0], smooth_gradients(detector, x, samples=1, noise=0.2))
     # Signs cancel in a mean of gradients: it is below the mean of their magnitudes.
-    mean = smooth_gradients(networks, x, samples=8, noise=0.2)
+    mean = smooth_gradients(detector, x, samples=8, noise=0.2)
     assert mean.mean() < 0.9 * few[0].mean()
 
 

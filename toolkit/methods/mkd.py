@@ -178,6 +178,11 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map and the score."""
+        gradient, score = self.gradient(x)
+        return gradient.abs().sum(1, keepdim=True), score
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """H W dL / dx, of the shape of x (N, 3, H, W), and L (N,)."""
         source = self.source(x)
         activations: list[list[Tensor]] = []
         pooled: list[Tensor] = []
@@ -200,7 +205,7 @@ class Detector(nn.Module):
             for layer, output in reversed(list(zip(block, outputs, strict=True))):  # type: ignore[call-overload]
                 gradient = layer(torch.where(output > 0, gradient, 0.0))
         assert gradient is not None
-        return gradient.abs().sum(1, keepdim=True), score
+        return gradient, score
 
 
 def unpooled(gradient: Tensor, x: Tensor) -> Tensor:
@@ -235,25 +240,20 @@ def _mirrored(layer: nn.Conv2d) -> nn.Conv2d:
     return _convolution(layer.weight.detach().transpose(0, 1).flip(2, 3))
 
 
-def smooth_gradients(
-    networks: nn.ModuleDict, x: Tensor, *, samples: int = 50, noise: float = 0.1, seed: int = 0
-) -> Tensor:
+def smooth_gradients(detector: Detector, x: Tensor, *, samples: int = 50, noise: float = 0.01, seed: int = 0) -> Tensor:
     """SmoothGrad (Smilkov et al. 2017): H W sum_c |mean of dL / dx_c over noisy copies of x|, (N, 1, H, W).
 
-    x is network input (N, 3, H, W); ``noise`` is the standard deviation as a fraction of each picture's range. It is
-    ``samples`` times the work of the map that is deployed, and for comparison only: no engine has it.
+    The map in place of that of ``detector``, before its filters. x is network input (N, 3, H, W) where the detector is;
+    ``noise`` is the standard deviation as a fraction of each picture's range. It takes ``samples`` times the detector's
+    work, and no engine has it; `adedge.benchmarks.smoothgrad` measures what it gains.
     """
-    source, cloner, discrepancy = networks["source"], networks["cloner"], networks["discrepancy"]
     generator = torch.Generator().manual_seed(seed)
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
     total = torch.zeros_like(x)
-    for _ in range(samples):
-        noisy = (x + sigma * torch.randn(x.shape, generator=generator).to(x)).requires_grad_()
-        with torch.no_grad():
-            target = source(noisy)
-        (gradient,) = torch.autograd.grad(discrepancy(target, cloner(noisy)).sum(), noisy)
-        total += gradient
-    return (total / samples).abs().sum(1, keepdim=True) * (x.shape[2] * x.shape[3])
+    with torch.no_grad():
+        for _ in range(samples):
+            total += detector.gradient(x + sigma * torch.randn(x.shape, generator=generator).to(x))[0]
+    return (total / samples).abs().sum(1, keepdim=True)
 
 
 # --- training ------------------------------------------------------------------------------------------------------
