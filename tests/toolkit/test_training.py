@@ -19,8 +19,11 @@ from adedge.bundle import Bundle, FileRecord, create, sha256_of
 from adedge.datasets import Dataset, Sample
 from adedge.errors import BundleError, DataError, UsageError
 from adedge.golden import stain
-from adedge.methods import Objective, Stage, input_from_frames, load_detector, predict
+from adedge.methods import Method, Objective, Stage, input_from_frames, load_detector, predict
+from adedge.methods.hfr import Hfr
+from adedge.methods.mkd import Mkd
 from adedge.methods.oesdn import OeSdn
+from adedge.methods.students import UninformedStudents
 from adedge.specs import InputSpec
 from adedge.torch_scoring import dssim_loss
 from adedge.training import Pictures, checkpoint_directory, learning_rate, train
@@ -113,6 +116,40 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stage: str
     assert same(weights(whole), weights(resumed))
     assert whole.json("training.json") == resumed.json("training.json")
     assert not checkpoint_directory(output).exists()
+
+
+SHORT: dict[str, Method] = {
+    "hfr": Hfr(size=32, weights="none", iterations=4, batch=2),
+    "mkd": Mkd(size=32, weights="none", iterations=4, batch=2),
+    "students": UninformedStudents(
+        size=24, members=2, lambda_k=0, lambda_m=1, teacher_iterations=2, student_iterations=3, batch=2
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [
+        ("hfr", [("decoder", 1), ("decoder", 3)]),
+        ("mkd", [("cloner", 2), ("cloner", 4)]),
+        ("students", [("teacher_33", 1), ("students_33", 1), ("students_33", 3)]),
+    ],
+    ids=["hfr: SGD's momentum", "mkd: running statistics, lambda", "students: three stages"],
+)
+def test_every_method_resumes_to_the_bit_wherever_it_was_stopped(
+    tmp_path: Path, name: str, stops: list[tuple[str, int]]
+) -> None:
+    """One training, interrupted again and again, against one that was left alone."""
+    output, data = tmp_path / "parts", dataset(size=32)
+    whole = train(SHORT[name], data, output=tmp_path / "whole", seed=3)
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(SHORT[name], data, output=output, seed=3, progress=StopAt(*stop))
+    resumed = train(SHORT[name], data, output=output, seed=3)
+    assert same(weights(whole), weights(resumed))
+    assert whole.json("training.json") == resumed.json("training.json")
+    with np.load(whole.file("golden.npz")) as one, np.load(resumed.file("golden.npz")) as other:
+        assert np.array_equal(one["maps"], other["maps"])
 
 
 def test_crash_between_checkpoints_resumes_from_the_last_one(tmp_path: Path) -> None:
