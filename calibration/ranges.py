@@ -170,8 +170,8 @@ def _entropy_bins(counts: NDArray[np.int64]) -> int:
     # Bin 0 is mostly exact zeros behind a ReLU, which every scale represents exactly.
     counted[0] = 0
     total = counted.sum()
-    best, best_bins = np.inf, BINS
-    for bins in range(LEVELS, BINS + 1):
+    best, best_bins = np.inf, len(counts)
+    for bins in range(LEVELS, len(counts) + 1):
         reference = counted[:bins].copy()
         occupied = counted[:bins] > 0
         reference[-1] += total - reference.sum()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from adedge.calibration.ranges import BINS, METHODS, Histogram, collect_ranges, ranges_from_json
+from adedge.calibration.ranges import BINS, METHODS, Histogram, _entropy_bins, collect_ranges, ranges_from_json
 from adedge.errors import BundleError, DataError
 
 
@@ -49,6 +51,49 @@ def test_entropy_cuts_off_an_outlier_that_minmax_keeps() -> None:
     histogram.add(np.array([100.0], np.float32))
     assert histogram.range("minmax") == 100
     assert 4 < histogram.range("entropy") < 40
+
+
+def entropy_by_definition(counts: list[int], levels: int = 128) -> int:
+    """Migacz 2017, in plain loops: bins to keep so that KL(clipped histogram || its 128 levels) is least."""
+    counts = [0, *counts[1:]]
+    best, kept = float("inf"), len(counts)
+    for bins in range(levels, len(counts) + 1):
+        reference = [float(c) for c in counts[:bins]]
+        reference[-1] += sum(counts[bins:])
+        candidate = [0.0] * bins
+        for level in range(levels):
+            members = [i for i in range(bins) if i * levels // bins == level]
+            filled = [i for i in members if counts[i]]
+            for i in filled:
+                candidate[i] = sum(counts[j] for j in members) / len(filled)
+        if not sum(candidate):
+            continue
+        p = [value / sum(reference) for value in reference]
+        q = [max(value / sum(candidate), 1e-12) for value in candidate]
+        divergence = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+        if divergence < best:
+            best, kept = divergence, bins
+    return kept
+
+
+@pytest.mark.parametrize("spread", ["laplace", "uniform", "two heaps"])
+def test_entropy_is_what_its_definition_gives(spread: str) -> None:
+    rng = np.random.default_rng(1)
+    values = {
+        "laplace": rng.laplace(0, 1, 20_000),
+        "uniform": rng.uniform(0, 1, 20_000),
+        "two heaps": np.concatenate([rng.normal(1, 0.1, 15_000), rng.normal(3, 0.05, 200)]),
+    }[spread]
+    counts, _ = np.histogram(np.abs(values), 192, (0, np.abs(values).max()))
+    assert _entropy_bins(counts.astype(np.int64)) == entropy_by_definition(counts.tolist())
+
+
+def test_values_spread_evenly_are_not_clipped() -> None:
+    """Whatever is cut off a uniform distribution is a heap at the end: no level can stand for it."""
+    histogram = Histogram()
+    histogram.add(np.linspace(-1, 1, 400_001).astype(np.float32))
+    assert histogram.range("entropy") == pytest.approx(1, abs=2 / BINS)
+    assert histogram.range("percentile") == pytest.approx(0.9999, abs=2 / BINS)
 
 
 def test_all_zeros_have_range_zero() -> None:

@@ -36,6 +36,19 @@ def test_false_alarms_stay_at_the_promised_rate(rate: float) -> None:
     assert expected <= rate + 1e-12
 
 
+@pytest.mark.parametrize("count", [19, 40, 59])
+def test_ties_only_lower_the_rate(count: int) -> None:
+    """Scores from six values, exactly: over all places that the further score may take among count + 1 exchangeable
+    ones. A score equal to the threshold is no alarm.
+    """
+    rng = np.random.default_rng(count)
+    for _ in range(50):
+        scores = rng.choice(6, count + 1, p=[0.3, 0.3, 0.2, 0.1, 0.06, 0.04]).astype(np.float32)
+        alarms = [scores[i] > conformal_threshold(np.delete(scores, i), 0.05) for i in range(count + 1)]
+        assert np.mean(alarms) <= 0.05
+    assert conformal_threshold(np.ones(count, np.float32), 0.05) == 1
+
+
 def test_a_threshold_from_too_few_is_refused_with_the_rate_that_is_possible() -> None:
     with pytest.raises(DataError, match=r"--false-alarm-rate 0\.05"):
         conformal_threshold(np.zeros(19, np.float32), 0.01)

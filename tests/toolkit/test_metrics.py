@@ -128,6 +128,34 @@ def test_small_regions_count_as_much_as_large_ones() -> None:
     assert aupro(masks, maps, 0.3) == pytest.approx(0.5 + 0.5 * 0.15)
 
 
+def test_regions_are_joined_at_corners_not_across_borders_or_pictures() -> None:
+    """Two pixels that touch at a corner are one region of two; those at opposite borders, or at the same place of
+    two pictures, are regions of their own. Of four regions the lone pixels are found, and half of the pair.
+    """
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 3, 3] = masks[0, 4, 4] = True
+    masks[0, 0, 6] = masks[0, 7, 6] = masks[1, 0, 6] = True
+    maps = np.zeros(masks.shape)
+    maps[0, 3, 3] = maps[0, 0, 6] = maps[0, 7, 6] = maps[1, 0, 6] = 1
+    # At rate 0 the overlap is (0.5 + 3) / 4; from there a line to 1 at rate 1.
+    rates, overlaps = pro_curve(masks, maps, 0.3)
+    assert overlaps[rates == 0].max() == pytest.approx(3.5 / 4)
+    assert aupro(masks, maps, 0.3) == pytest.approx(3.5 / 4 + 0.5 / 4 * 0.15)
+
+
+def test_a_ring_is_one_region_and_a_picture_without_any_gives_good_pixels_only() -> None:
+    masks = np.zeros((3, 9, 9), bool)
+    masks[1, 2:7, 2:7] = True
+    masks[1, 3:6, 3:6] = False
+    masks[1, 4, 4] = True  # inside the ring, apart from it
+    maps = np.where(masks, 0.5, 0.0)
+    maps[0, 0, :3] = 1.0  # three of 226 good pixels of all pictures come first
+    rates, overlaps = pro_curve(masks, maps, 0.3)
+    good = 3 * 81 - 17
+    assert rates[overlaps == 0].max() == pytest.approx(3 / good)
+    assert aupro(masks, maps, 0.3) == pytest.approx(1 - 3 / good / 0.3)
+
+
 def test_pixel_auroc_equals_scikit_learn() -> None:
     masks, maps = blobs(3)
     assert pixel_auroc(masks, maps) == pytest.approx(reference.roc_auc_score(masks.ravel(), maps.ravel()))
