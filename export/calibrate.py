@@ -8,8 +8,11 @@ Pictures that the networks have never seen serve for thresholds and for nothing 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from adedge.bundle import IMPORTED, Bundle, Normalisation, Threshold
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
 from adedge.datasets import Dataset, Sample
-from adedge.errors import AdedgeError, DataError
+from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
 from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
     Progress,
@@ -34,18 +37,21 @@ from adedge.export.graphs import (
 )
 from adedge.export.verify import network_input
 from adedge.golden import stain
-from adedge.methods import detector_function
+from adedge.methods import detector_function, require_torch
 from adedge.pictures import conform
 from adedge.runtime.backend import Backend, FakeBackend
+from adedge.runtime.cuda_pipeline import CudaInspector, Maps, inspector_on
 from adedge.runtime.engines import engines_in, load_engine, read_record
 from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
 from adedge.scoring import maps_and_scores
-from adedge.specs import PRECISIONS, InputSpec, Precision
+from adedge.specs import PRECISIONS, InputSpec, Precision, Target
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import Method, Ranges
     from adedge.calibration.sensitivity import Limits
+
+log = logging.getLogger(__name__)
 
 RANGE_PICTURES = 64  # more move no range visibly
 PROBE_PICTURES = 8  # with a stained copy of each, what the placement of INT8 is judged by
@@ -103,14 +109,6 @@ def calibrate(
         ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress) if "int8" in wanted else None
         files = graph_files(fp32, wanted, ranges)
 
-        def threshold(scores: NDArray[np.float32]) -> Threshold:
-            return Threshold(
-                value=conformal_threshold(scores, false_alarm_rate),
-                false_alarm_rate=false_alarm_rate,
-                pictures=len(scores),
-                data_digest=_digest(parts.thresholds),
-            )
-
         def scores_of(name: str, backend: Backend) -> NDArray[np.float32]:
             try:
                 return score_pictures(bundle, backend, parts.thresholds, name, progress)
@@ -118,12 +116,13 @@ def calibrate(
                 backend.close()
 
         reference = scores_of(manifest.reference, reference_backend(bundle))
-        thresholds = {manifest.reference: threshold(reference)}
+        thresholds = {manifest.reference: _threshold(reference, false_alarm_rate, parts)}
         for precision in wanted:
             graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = f"onnxruntime/{precision}"
             if name not in thresholds:
-                thresholds[name] = threshold(scores_of(name, onnxruntime_backend(graph)))
+                scores = scores_of(name, onnxruntime_backend(graph))
+                thresholds[name] = _threshold(scores, false_alarm_rate, parts)
 
         # Flips are counted against the thresholds that are about to be stored.
         fitted = manifest.but(normalisation=_normalisation(reference), thresholds=thresholds)
@@ -133,12 +132,74 @@ def calibrate(
         if ranges is not None:
             draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):
-            thresholds[name] = threshold(scores_of(name, backend))
+            thresholds[name] = _threshold(scores_of(name, backend), false_alarm_rate, parts)
         # Engines of other machines keep their thresholds as long as their graphs stay.
         thresholds = {**draft.manifest.thresholds, **thresholds}
         draft.manifest = draft.manifest.but(normalisation=fitted.normalisation, thresholds=thresholds)
         notes += dropped_thresholds(manifest, draft.manifest)
     return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+
+
+def fit_thresholds(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    target: Target | None = None,
+    false_alarm_rate: float | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Fit the thresholds of the bundle's engines that run on this machine, and nothing else; needs no PyTorch, no ONNX.
+
+    The rate is that of the reference's threshold unless given. Where the pictures are those that INT8 was fitted on
+    too, the ones that served for it fit no threshold. Raises `DataError` (too few pictures, unusable ones),
+    `BundleError` (no rate to go by), `EngineError` (no engine runs here).
+    """
+    reference = bundle.manifest.thresholds.get(bundle.manifest.reference)
+    if false_alarm_rate is None:
+        if reference is None:
+            raise BundleError(f"{bundle.path} has no threshold yet that says at which rate: give --false-alarm-rate")
+        false_alarm_rate = reference.false_alarm_rate
+    parts = _parts_for_thresholds(bundle, dataset, false_alarm_rate)
+    notes = []
+    if reference is not None and (reference.data_digest, reference.false_alarm_rate) != (
+        _digest(parts.thresholds),
+        false_alarm_rate,
+    ):
+        notes.append(
+            f"the threshold of {bundle.manifest.reference} is of other pictures or another rate: "
+            "some verdicts will differ for that reason alone"
+        )
+    thresholds = {}
+    for where, precision in engines_in(bundle):
+        name = f"{where}/{precision}"
+        if target not in (None, where):
+            continue
+        try:
+            with closing(load_engine(bundle, where, precision)) as backend:
+                scores = score_pictures(bundle, backend, parts.thresholds, name, progress)
+        except (EngineError, MissingDependency) as error:
+            notes.append(f"no new threshold for the {name} engine: {error}")
+        else:
+            thresholds[name] = _threshold(scores, false_alarm_rate, parts)
+    if not thresholds:
+        raise EngineError(
+            f"{bundle.path} has no engine that runs here ({'; '.join(notes) or 'none was built'}): "
+            "run 'adedge build-engine' first"
+        )
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.but(thresholds={**draft.manifest.thresholds, **thresholds})
+    return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+
+
+def _parts_for_thresholds(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
+    """All good pictures that nothing was fitted on: neither trained on, nor among those that INT8 was fitted on."""
+    parts = _divided(bundle, dataset, false_alarm_rate)
+    if not (bundle.has("ranges.json") and bundle.json("ranges.json")["data_digest"] == _digest(parts.int8)):
+        trained = set(bundle.json("training.json")["pictures"])
+        free = tuple(sample for sample in parts.int8 if sample.digest not in trained)
+        parts = Parts(int8=(), thresholds=(*parts.thresholds, *free), trained_on=parts.trained_on)
+    require_pictures(len(parts.thresholds), false_alarm_rate)
+    return parts
 
 
 def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
@@ -147,6 +208,14 @@ def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) ->
     Where the data holds few pictures that the networks were trained on, some of the others are set aside for INT8.
     Raises `DataError` where too few are left for the false-alarm rate.
     """
+    parts = _divided(bundle, dataset, false_alarm_rate)
+    require_pictures(len(parts.thresholds), false_alarm_rate)
+    if len(parts.int8) < 2:
+        raise DataError("INT8 needs at least 2 good pictures beside those for thresholds: add pictures")
+    return parts
+
+
+def _divided(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
     trained = set(bundle.json("training.json")["pictures"])
     # One picture twice is one picture: the guarantee is about different ones.
     good = {sample.digest: sample for sample in (*dataset.calibration, *dataset.train)}
@@ -154,18 +223,20 @@ def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) ->
     unseen = [sample for digest, sample in good.items() if digest not in trained]
     rng = np.random.default_rng(0)
     if len(seen) >= PROBE_PICTURES:
-        return _enough(Parts(int8=_some(seen, rng), thresholds=tuple(unseen), trained_on=len(seen)), false_alarm_rate)
+        return Parts(int8=_some(seen, rng), thresholds=tuple(unseen), trained_on=len(seen))
     spare = len(unseen) - pictures_needed(false_alarm_rate)
     aside = _some(unseen, rng, max(spare // 2, PROBE_PICTURES))
     left = tuple(sample for sample in unseen if sample not in aside)
-    return _enough(Parts(int8=aside, thresholds=left, trained_on=len(seen)), false_alarm_rate)
+    return Parts(int8=aside, thresholds=left, trained_on=len(seen))
 
 
-def _enough(parts: Parts, false_alarm_rate: float) -> Parts:
-    require_pictures(len(parts.thresholds), false_alarm_rate)
-    if len(parts.int8) < 2:
-        raise DataError("INT8 needs at least 2 good pictures beside those for thresholds: add pictures")
-    return parts
+def _threshold(scores: NDArray[np.float32], false_alarm_rate: float, parts: Parts) -> Threshold:
+    return Threshold(
+        value=conformal_threshold(scores, false_alarm_rate),
+        false_alarm_rate=false_alarm_rate,
+        pictures=len(scores),
+        data_digest=_digest(parts.thresholds),
+    )
 
 
 def _some(samples: Sequence[Sample], rng: np.random.Generator, count: int = RANGE_PICTURES) -> tuple[Sample, ...]:
@@ -223,26 +294,39 @@ def score_pictures(
     bundle: Bundle, backend: Backend, samples: Sequence[Sample], name: str, progress: Progress | None = None
 ) -> NDArray[np.float32]:
     """Raw scores (n,) of pictures, through the same code as `adedge run`."""
-    inspector = Inspector(backend, bundle.manifest.input, bundle.manifest.score, threshold=np.inf)
     scores: list[float] = []
-    for start in range(0, len(samples), backend.batch):
-        part = samples[start : start + backend.batch]
-        frames = [
-            Frame(index=start + offset, captured_at_ns=0, image=sample.read(), name=_name(sample))
-            for offset, sample in enumerate(part)
-        ]
-        scores += [verdict.score for verdict in inspector.inspect(frames)]
-        if progress is not None:
-            progress(len(scores), len(samples), name)
+    with closing(inspector_for(bundle, backend, name)) as inspector:
+        for start in range(0, len(samples), backend.batch):
+            part = samples[start : start + backend.batch]
+            frames = [
+                Frame(index=start + offset, captured_at_ns=0, image=sample.read(), name=_name(sample))
+                for offset, sample in enumerate(part)
+            ]
+            scores += [verdict.score for verdict in inspector.inspect(frames)]
+            if progress is not None:
+                progress(len(scores), len(samples), name)
     return np.array(scores, np.float32)
+
+
+def inspector_for(bundle: Bundle, backend: Backend, name: str, *, maps: Maps = "never") -> CudaInspector | Inspector:
+    """What `adedge run` would judge frames with: on the GPU where the engine is, and no threshold."""
+    return inspector_on(
+        backend,
+        bundle.manifest.input,
+        bundle.manifest.score,
+        threshold=np.inf,
+        maps=maps,
+        declined=partial(log.warning, "%s: %s", name),
+    )
 
 
 def reference_backend(bundle: Bundle) -> Backend:
     """What flips are counted against, behind the interface of an engine: the networks in PyTorch, or the graph that a
-    detector came as in ONNX Runtime.
+    detector came as in ONNX Runtime. Raises `MissingDependency` where it cannot run.
     """
     if bundle.manifest.method == IMPORTED:
         return onnxruntime_backend(bundle.file(bundle.manifest.weights).read_bytes())
+    require_torch()
     return FakeBackend(detector_function(bundle), bundle.manifest.input.shape, batch=BATCH)
 
 

@@ -102,6 +102,19 @@ def difference(
         maps, scores = outputs
     else:
         maps, scores = maps_and_scores(manifest.score, outputs)
+    return difference_of(bundle, golden, maps, scores, name=name, threshold=threshold)
+
+
+def difference_of(
+    bundle: Bundle,
+    golden: Golden,
+    maps: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    *,
+    name: str,
+    threshold: str | None = None,
+) -> Difference:
+    """Compare maps (N, H, W) and scores (N,) of the golden frames with what PyTorch gave; see `difference`."""
     broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
     if broken.any():
         raise GateError(

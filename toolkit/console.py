@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -57,11 +58,11 @@ def progress(title: str) -> Iterator[Step]:
         yield step
 
 
-def note(text: str) -> None:
-    """One line for the person at the terminal."""
-    console.print(text)
+def note(text: str, style: str | None = None) -> None:
+    """One line for the person at the terminal, printed as it is: file names may hold brackets."""
+    console.print(text, style=style, markup=False)
 
 
 def warn(text: str) -> None:
     """One line that should not be missed."""
-    console.print(f"[yellow]warning:[/yellow] {text}")
+    console.print("[yellow]warning:[/yellow]", escape(text))

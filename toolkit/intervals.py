@@ -1,4 +1,4 @@
-"""How certain metrics are: confidence intervals by bootstrap over pictures.
+"""How certain metrics are: confidence intervals by bootstrap over pictures, and an exact bound for a rate.
 
 A resample draws as many good and as many anomalous pictures as there are, with replacement; what varies is how often
 each picture counts. So values are sorted once, and the metric of a resample is a weighted sum over the sorted values.
@@ -7,6 +7,7 @@ Pictures are what is drawn, never pixels: the pixels of one picture are alike an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adedge.errors import DataError
 from adedge.metrics import checked, checked_maps, region_weights
 
 CONFIDENCE = 0.95
@@ -87,6 +89,27 @@ def _levels(values: NDArray[Any], defects: NDArray[np.bool_]) -> NDArray[Any]:
         ranked = np.sort(pixels)
         parts.append(ranked[np.linspace(0, len(ranked) - 1, LEVELS).round().astype(int)])
     return np.unique(np.concatenate(parts))
+
+
+def rate_bound(events: int, trials: int) -> float:
+    """The highest rate that `CONFIDENCE` leaves for what happened ``events`` times in ``trials`` independent cases.
+
+    Exact and one-sided: at this rate so few events have a probability of 1 - `CONFIDENCE` (Clopper and Pearson,
+    Biometrika 26, 1934). With none it is 1 - (1 - `CONFIDENCE`)^(1/trials), about 3/trials. Raises `DataError` where
+    there are no trials, or fewer than events.
+    """
+    if not 0 <= events <= trials or trials == 0:
+        raise DataError(f"{events} events in {trials} trials have no rate")
+    if events == trials:
+        return 1.0
+    ways = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(events + 1)]
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:
+        rate = (low + high) / 2
+        hit, miss = math.log(rate), math.log1p(-rate)
+        at_most = math.fsum(math.exp(way + k * hit + (trials - k) * miss) for k, way in enumerate(ways))
+        low, high = (rate, high) if at_most > 1 - CONFIDENCE else (low, rate)
+    return high
 
 
 def _counts(anomalous: NDArray[np.bool_], resamples: int, seed: int) -> Iterator[Floats]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from adedge.errors import DataError
-from adedge.intervals import auroc_interval, pixel_intervals
+from adedge.intervals import auroc_interval, pixel_intervals, rate_bound
 from adedge.metrics import aupro
 
 
@@ -77,7 +78,15 @@ def test_pixel_intervals_of_pictures_that_are_all_alike_have_no_width() -> None:
     assert found.aupro.low == pytest.approx(aupro(masks, maps), abs=1e-3)
 
 
+@pytest.mark.parametrize(("events", "trials"), [(0, 1), (0, 240), (1, 240), (7, 32), (31, 32), (32, 32), (3, 20_000)])
+def test_rate_bound_is_the_quantile_of_a_beta_distribution(events: int, trials: int) -> None:
+    expected = 1.0 if events == trials else beta.ppf(0.95, events + 1, trials - events)
+    assert rate_bound(events, trials) == pytest.approx(expected, abs=1e-8)
+
+
 def test_what_has_no_interval_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="2 events in 1 trials"):
+        rate_bound(2, 1)
     with pytest.raises(DataError, match="no anomalous"):
         auroc_interval([0, 0], [1.0, 2.0])
     with pytest.raises(DataError, match="one size"):

@@ -22,6 +22,7 @@ COMMANDS = (
     "export",
     "calibrate",
     "build_engine",
+    "prove",
     "run",
     "benchmark",
     "evaluate",
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a visual anomaly detector on pictures of good parts, compile it for the edge, and prove that the "
     "engine decides as the model did.\n\n"
-    "train → export → calibrate → build-engine → run / benchmark: every command reads a bundle (a directory) "
+    "train → export → calibrate → build-engine → prove → run / benchmark: every command reads a bundle (a directory) "
     "and adds to it. "
     "`adedge demo` shows the whole path. Add `--debug` to any command to see a traceback.",
 )

@@ -251,4 +251,4 @@ def _print(report: Report) -> None:
         table.add_row(name, *cells)
     output.print(table)
     for remark in report.notes:
-        note(f"[dim]{remark}[/dim]")
+        note(remark, style="dim")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from adedge.bundle import Bundle
@@ -98,9 +97,9 @@ def build_engine_command(
     record = read_record(bundle, target, precision)
     output.print(_table(bundle, record))
     for attempt in record.attempts:
-        warn(f"tried before: {escape(attempt)}")
+        warn(f"tried before: {attempt}")
     if record.self_test is None:
-        note(escape(record.status))
+        note(record.status)
     elif f"{target}/{precision}" not in bundle.manifest.thresholds:
         note(f"no decision threshold for {target}/{precision} yet: fit one with 'adedge calibrate {path} PICTURES'")
 

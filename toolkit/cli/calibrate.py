@@ -15,6 +15,7 @@ from adedge.console import note, output, progress, warn
 from adedge.specs import PRECISIONS, parse_precisions
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
+FALSE_ALARM_RATE = 0.01
 
 
 @app.command("calibrate")
@@ -40,8 +41,22 @@ def calibrate_command(
         RangeMethod, typer.Option(help="How large a value INT8 must still represent; the rest is clipped.")
     ] = "minmax",
     false_alarm_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of good pictures that may be called anomalous, at most.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of good pictures that may be called anomalous, at most.  [default: 0.01; with "
+            "--thresholds-only that of the bundle]",
+        ),
+    ] = None,
+    thresholds_only: Annotated[
+        bool,
+        typer.Option(
+            "--thresholds-only",
+            help="Fit thresholds for the bundle's engines that run here, and leave graphs and INT8 as they are: what a "
+            "device does after 'adedge build-engine', without PyTorch.",
+        ),
+    ] = False,
     max_score_noise: Annotated[
         float,
         typer.Option(min=0, help="What INT8 may do to scores, as a fraction of the spread of good pictures' scores."),
@@ -60,13 +75,22 @@ def calibrate_command(
     that, 1 / rate - 1 good pictures are needed that the detector was not trained on (99 for 0.01, 19 for 0.05).
     """
     from adedge.datasets import load_dataset
-    from adedge.export.calibrate import calibrate
+    from adedge.export.calibrate import calibrate, fit_thresholds
 
     precisions = parse_precisions(precision)
     bundle = Bundle.open(path)
     dataset = load_dataset(data, strict=strict, root=root)
     for sentence in dataset.skipped:
         warn(sentence)
+    if thresholds_only:
+        with progress("calibrate") as step:
+            result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)
+        note(f"{len(result.parts.thresholds)} good pictures; {result.parts.trained_on} others were trained on")
+        output.print(_thresholds(result.bundle.manifest))
+        for sentence in result.notes:
+            warn(sentence)
+        note(f"next: adedge prove {path}")
+        return
     from adedge.calibration.sensitivity import Limits
 
     with progress("calibrate") as step:
@@ -75,7 +99,7 @@ def calibrate_command(
             dataset,
             precisions=precisions,
             method=method,
-            false_alarm_rate=false_alarm_rate,
+            false_alarm_rate=FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate,
             limits=Limits(score_noise=max_score_noise, map_error=max_map_error),
             progress=step,
         )

@@ -35,7 +35,7 @@ def demo(
     started = time.monotonic()
     data, bundle = output / "data", output / f"{DEMO.texture}.adedge"
     output.mkdir(parents=True, exist_ok=True)
-    note(f"[bold]cutting pictures of {DEMO.texture} into {data}[/bold]")
+    note(f"cutting pictures of {DEMO.texture} into {data}", style="bold")
     write_demo_dataset(data, texture=DEMO.texture, seed=seed)
     if not (bundle / "bundle.json").is_file():
         _adedge("train", "oesdn", data, "-o", bundle, "--seed", seed, *DEMO.train_options)

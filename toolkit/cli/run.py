@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -114,9 +113,9 @@ def run(
     engine = _load(opened, target, precision, threshold, threads)
     wanted: Maps = "always" if maps or video else "rejects" if rejects else "never"
     inspector = _inspector(engine, manifest, wanted, host_scoring=host_scoring)
-    frames = open_source(source, strict=strict, reconnect_s=reconnect, notify=lambda text: warn(escape(text)))
+    frames = open_source(source, strict=strict, reconnect_s=reconnect, notify=warn)
     chosen = policy or ("latest" if frames.live else "every")
-    note(escape(f"{engine.name}, threshold {engine.threshold:.6g}; {frames.name}, policy {chosen}"))
+    note(f"{engine.name}, threshold {engine.threshold:.6g}; {frames.name}, policy {chosen}")
     statistics = Statistics()
     try:
         sinks = _sinks(frames, jsonl, video, rejects, maps, outline=manifest.score.reduce == "max")
@@ -172,7 +171,7 @@ def _load(
         except (EngineError, MissingDependency) as error:
             if choice == candidates[-1]:
                 raise
-            note(escape(f"not {'/'.join(choice)}: {error}"))
+            note(f"not {'/'.join(choice)}: {error}")
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
@@ -189,7 +188,7 @@ def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring:
         threshold=engine.threshold,
         normalisation=manifest.normalisation,
         maps=maps,
-        declined=lambda reason: note(escape(reason)),
+        declined=note,
     )
 
 
@@ -289,7 +288,7 @@ def _summarise(statistics: Statistics, engine: str) -> None:
 
     rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
     note(
-        f"[bold]{statistics.frames} frames:[/bold] {statistics.frames - statistics.rejects} passed, "
+        f"{statistics.frames} frames: {statistics.frames - statistics.rejects} passed, "
         f"{statistics.rejects} rejected; {statistics.dropped} dropped, {statistics.skipped} skipped{rate}"
     )
     if statistics.frames == 0:
@@ -309,7 +308,7 @@ class _Shown(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
             show = warn if record.levelno >= logging.WARNING else note
-            show(escape(record.getMessage()))
+            show(record.getMessage())
 
 
 def _show_logging() -> None:

@@ -1,0 +1,179 @@
+"""Whether engines decide as the model did: on the golden frames, and on as many further pictures as there are.
+
+Both go through the code of `adedge run`, on the machine that is asked. The model's scores of further pictures stay in
+the bundle once they were computed, so that a device without PyTorch can be compared with it on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from adedge.bundle import Bundle, Difference
+from adedge.datasets import Sample
+from adedge.errors import AdedgeError, BundleError, GateError, MissingDependency
+from adedge.export.calibrate import inspector_for, reference_backend, score_pictures
+from adedge.export.graphs import Progress
+from adedge.export.verify import check_tolerance, difference_of, read_golden, tolerance_of
+from adedge.intervals import rate_bound
+from adedge.runtime.backend import Backend
+from adedge.runtime.engines import engines_in, load_engine
+from adedge.runtime.sources import Frame
+from adedge.specs import Model, Precision, Target
+
+REFERENCE_SCORES = "reference-scores.json"
+
+
+class ReferenceScores(Model):
+    """reference-scores.json: the raw score that the model with these weights gave each picture, by picture digest."""
+
+    weights_sha256: str
+    scores: dict[str, float]
+
+
+class Proof(Model):
+    """What one engine did on this machine, compared with the model.
+
+    ``golden`` is its difference on the golden frames; where the engine cannot run here it is None, and ``problem`` says
+    why. ``problem`` also tells of a difference beyond the tolerance. ``pictures``, ``flips`` and ``score_error`` (the
+    largest absolute difference of a raw score) are those of the further pictures, or of the golden frames where none
+    were given; ``flips`` is None where the bundle lacks one of the two thresholds. With 95% confidence at most a share
+    of ``flip_rate`` of such pictures is decided otherwise.
+    """
+
+    engine: str
+    golden: Difference | None = None
+    pictures: int = 0
+    flips: int | None = None
+    flip_rate: float | None = None
+    score_error: float | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Further pictures and the model's raw scores (N,) of them, in the same order."""
+
+    samples: Sequence[Sample]
+    scores: NDArray[np.float32]
+
+
+def prove(
+    bundle: Bundle,
+    pictures: Pictures | None = None,
+    *,
+    target: Target | None = None,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Proof]:
+    """Compare each engine of the bundle with the model, one after the other.
+
+    An engine that cannot run here, or is further from the model than its precision may be, is told of in its proof.
+    """
+    for where, how in engines_in(bundle):
+        if target in (None, where) and precision in (None, how):
+            name = f"{where}/{how}"
+            try:
+                with closing(load_engine(bundle, where, how, threads=threads)) as backend:
+                    yield _proof(bundle, backend, name, how, pictures, progress)
+            except AdedgeError as error:
+                yield Proof(engine=name, problem=str(error))
+
+
+def pictures_with_scores(
+    bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None
+) -> tuple[Pictures, Bundle]:
+    """Pictures with the model's scores, those that the bundle does not know computed and stored; the bundle reopened.
+
+    Raises `MissingDependency` where a score is unknown and there is no PyTorch to compute it with, `BundleError`.
+    """
+    samples = list({sample.digest: sample for sample in samples}.values())
+    known = dict(stored_scores(bundle))
+    missing = [sample for sample in samples if sample.digest not in known]
+    if missing:
+        try:
+            backend = reference_backend(bundle)
+        except MissingDependency as error:
+            raise GateError(
+                f"{len(missing)} of {len(samples)} pictures have no score of the model in the bundle, and the model "
+                f"cannot run here ({error}): run this command where it was trained, then copy the bundle"
+            ) from error
+        with closing(backend):
+            found = score_pictures(bundle, backend, missing, bundle.manifest.reference, progress)
+        known.update((sample.digest, float(score)) for sample, score in zip(missing, found, strict=True))
+        weights = bundle.manifest.files[bundle.manifest.weights].sha256
+        with bundle.edit() as draft:
+            draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=known).model_dump())
+        bundle = Bundle.open(bundle.path)
+    return Pictures(samples=samples, scores=np.array([known[s.digest] for s in samples], np.float32)), bundle
+
+
+def stored_scores(bundle: Bundle) -> Mapping[str, float]:
+    """The model's scores by picture digest, as far as the bundle has them for its present weights."""
+    if not bundle.has(REFERENCE_SCORES):
+        return {}
+    try:
+        stored = ReferenceScores.model_validate(bundle.json(REFERENCE_SCORES))
+    except ValidationError as error:
+        raise BundleError(f"{bundle.path / REFERENCE_SCORES} is not what adedge writes: remove it") from error
+    return stored.scores if stored.weights_sha256 == bundle.manifest.files[bundle.manifest.weights].sha256 else {}
+
+
+def _proof(
+    bundle: Bundle,
+    backend: Backend,
+    name: str,
+    precision: Precision,
+    pictures: Pictures | None,
+    progress: Progress | None,
+) -> Proof:
+    golden = read_golden(bundle)
+    maps, scores = _judge_frames(bundle, backend, golden.frames, name)
+    found = difference_of(bundle, golden, maps, scores, name=name, threshold=name)
+    problem = None
+    try:
+        check_tolerance(name, found, golden, tolerance_of(precision, bundle.manifest.score))
+    except GateError as error:
+        problem = str(error)
+    expected = golden.scores
+    if pictures is not None:
+        expected = pictures.scores
+        scores = score_pictures(bundle, backend, pictures.samples, name, progress)
+    thresholds = bundle.manifest.thresholds
+    reference, own = thresholds.get(bundle.manifest.reference), thresholds.get(name)
+    flips = None
+    if reference is not None and own is not None:
+        flips = int(np.sum((expected > reference.value) != (scores > own.value)))
+    return Proof(
+        engine=name,
+        golden=found,
+        pictures=len(scores),
+        flips=flips,
+        flip_rate=None if flips is None else rate_bound(flips, len(scores)),
+        score_error=float(np.abs(scores - expected).max()),
+        problem=problem,
+    )
+
+
+def _judge_frames(
+    bundle: Bundle, backend: Backend, frames: NDArray[np.uint8], name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Maps (N, H, W) and scores (N,) of frames (N, H, W, C) in the spec's colour order, as `adedge run` makes them."""
+    # A camera gives BGR.
+    images = frames[..., ::-1] if bundle.manifest.input.color == "rgb" else frames
+    maps, scores = [], []
+    with closing(inspector_for(bundle, backend, name, maps="always")) as inspector:
+        for start in range(0, len(images), backend.batch):
+            part = images[start : start + backend.batch]
+            batch = [Frame(start + i, 0, np.ascontiguousarray(image), "golden frame") for i, image in enumerate(part)]
+            for verdict in inspector.inspect(batch):
+                assert verdict.map is not None
+                maps.append(verdict.map.copy())
+                scores.append(verdict.score)
+    return np.stack(maps), np.array(scores, np.float32)

@@ -1,0 +1,138 @@
+"""`adedge prove`: the verdicts of the engines on this machine against those of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from adedge.bundle import Bundle
+from adedge.cli import app
+from adedge.console import note, output, progress, warn
+from adedge.errors import EngineError, GateError
+from adedge.specs import Precision, Target
+
+if TYPE_CHECKING:
+    from adedge.export.proof import Proof
+
+
+@app.command("prove")
+def prove_command(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle whose engines are compared.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures to compare verdicts on beside the golden frames, good or not, labelled or not: a folder, an "
+            "MVTec-AD layout (its test pictures) or a one-class set.",
+        ),
+    ] = None,
+    target: Annotated[Target | None, typer.Option(help="Only engines of this target.  [default: all]")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Only engines of this precision.  [default: all]")] = None,
+    max_flips: Annotated[
+        int | None, typer.Option(min=0, help="Fail where an engine decides more pictures otherwise than the model.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by this key."),
+    ] = None,
+) -> None:
+    """Prove on the machine that will inspect that its engines decide as the model did.
+
+    Runs the golden frames, and the pictures of DATA if given, through the code of 'adedge run', and counts flips:
+    pictures whose verdict differs from the model's. n pictures without a flip leave a rate of at most 3/n (95%
+    confidence), so give many. The model's scores of DATA are computed once, where PyTorch is, and stay in the bundle:
+    copied to a device, it needs the same pictures and no PyTorch.
+
+    Exits with 1 where an engine is further from the model than its precision may be, where a gate fails, or where no
+    engine runs here.
+    """
+    from adedge.export.proof import pictures_with_scores, prove
+
+    bundle = Bundle.open(path)
+    if require_signature is not None:
+        from adedge.signing import require
+
+        require(bundle, require_signature)
+    with progress("prove") as step:
+        pictures = None
+        if data is not None:
+            from adedge.datasets import load_dataset
+
+            dataset = load_dataset(data, root=root)
+            for sentence in dataset.skipped:
+                warn(sentence)
+            pictures, bundle = pictures_with_scores(
+                bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step
+            )
+        proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))
+    if as_json:
+        import json
+
+        output.print_json(json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}))
+    elif proofs:
+        output.print(_table(proofs))
+    for proof in proofs:
+        if proof.problem is not None:
+            warn(f"{proof.engine}: {proof.problem}")
+        elif proof.flips is not None and proof.flip_rate is not None:
+            note(sentence_of(proof))
+        else:
+            note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
+    _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
+
+
+def sentence_of(proof: Proof) -> str:
+    """What a proof with flips says, in words."""
+    those = "all" if proof.flips == 0 else f"all but {proof.flips} of"
+    return (
+        f"{proof.engine} decides as the model did on {those} {proof.pictures} pictures: with 95% confidence it differs "
+        f"on at most {proof.flip_rate:.2%} of such pictures"
+    )
+
+
+def _judge(bundle: Bundle, proofs: list[Proof], max_flips: int | None, *, explicit: bool) -> None:
+    """Raise where the proofs are not what was asked for."""
+    ran = [proof for proof in proofs if proof.golden is not None]
+    if not ran:
+        raise EngineError(f"no engine of {bundle.path} runs here: run 'adedge build-engine {bundle.path}' first")
+    too_far = [proof.engine for proof in proofs if proof.problem is not None and (proof.golden is not None or explicit)]
+    if too_far:
+        raise GateError(f"not proved: {', '.join(too_far)} (see above)")
+    if max_flips is None:
+        return
+    for proof in ran:
+        if proof.flips is None:
+            raise GateError(
+                f"--max-flips cannot be checked for {proof.engine}: it lacks a threshold, run 'adedge calibrate' first"
+            )
+        if proof.flips > max_flips:
+            raise GateError(
+                f"{proof.engine} decides {proof.flips} of {proof.pictures} pictures otherwise than the model, and "
+                f"--max-flips allows {max_flips}"
+            )
+
+
+def _table(proofs: list[Proof]) -> Table:
+    """Errors on the golden frames; flips on the further pictures, where there are some."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("engine", no_wrap=True)
+    for column in ("map error", "score error", "flips", "flips at most"):
+        table.add_column(column, justify="right")
+    for proof in proofs:
+        if proof.golden is None:
+            table.add_row(proof.engine, "not run here", "–", "–", "–")
+            continue
+        table.add_row(
+            proof.engine,
+            f"{proof.golden.map_error:.2e}",
+            f"{proof.golden.score_error:.2e}",
+            "unknown" if proof.flips is None else f"{proof.flips} of {proof.pictures}",
+            "–" if proof.flip_rate is None else f"{proof.flip_rate:.2%}",
+        )
+    return table
