@@ -15,6 +15,7 @@ from adedge.benchmarks import plots
 from adedge.benchmarks.accuracy import Accuracy, Scored
 from adedge.benchmarks.latency import Latency
 from adedge.datasets import Sample
+from adedge.intervals import rate_bound
 from adedge.runtime.engines import EngineRecord
 from adedge.runtime.overlay import SheetRow, picture_sheet
 from adedge.specs import Model
@@ -56,7 +57,10 @@ def headline(report: Report) -> str:
     pictures = next(iter(judged.values())).pictures
     flips = ", ".join(f"{a.flips} ({name})" for name, a in judged.items())
     if all(a.flips == 0 for a in judged.values()):
-        return f"Every engine decides as the {model} did on all {pictures} pictures."
+        return (
+            f"Every engine decides as the {model} did on all {pictures} pictures: with 95% confidence each differs "
+            f"on at most {rate_bound(0, pictures):.2%} of such pictures."
+        )
     return f"Of {pictures} pictures, so many are decided otherwise than by the {model}: {flips}."
 
 

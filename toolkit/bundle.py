@@ -8,6 +8,7 @@
       golden.npz             frames with the maps and scores that PyTorch gave them (of a graph: ONNX Runtime)
       model.<precision>.onnx, scored.<precision>.onnx
       ranges.json            INT8 ranges and the digest of the pictures they come from
+      reference-scores.json  the model's scores of the pictures that engines were compared on
       engines/<target>-<precision>/  the plan and engine.json
       reports/
 

@@ -130,7 +130,11 @@ def report(flips: int) -> Report:
 
 
 def test_headline_says_whether_verdicts_are_the_same() -> None:
-    assert headline(report(0)) == "Every engine decides as the PyTorch model did on all 4 pictures."
+    # No flip in 4 pictures leaves 1 - 0.05 ** (1 / 4).
+    assert headline(report(0)) == (
+        "Every engine decides as the PyTorch model did on all 4 pictures: with 95% confidence each differs on at most "
+        "52.71% of such pictures."
+    )
     assert "1 (fake/fp32)" in headline(report(1))
 
 

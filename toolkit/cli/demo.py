@@ -25,7 +25,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of crops, defects and training.")] = 0,
     frames: Annotated[int, typer.Option(help="Length of the video, in frames.")] = 240,
 ) -> None:
-    """Train, export, calibrate, build, run and benchmark on a photograph that scikit-image ships.
+    """Train, export, calibrate, build, prove, run and benchmark on a photograph that scikit-image ships.
 
     Takes at most ten minutes on two cores. Interrupted, it goes on where it stopped when it is called again; delete
     the output folder to start afresh.
@@ -45,6 +45,7 @@ def demo(
         _adedge("build-engine", bundle, "--target", "onnxruntime", "--precision", precision)
     for precision in PRECISIONS:
         _adedge("build-engine", bundle, "--target", "tensorrt-rtx", "--precision", precision)
+    _adedge("prove", bundle, data)
     source = f"synthetic:{DEMO.texture}?seed={seed}&frames={frames}"
     results = (
         "--video",
