@@ -119,7 +119,9 @@ def measure(seed: int, folder: Path) -> Row:
 
 def main(
     results: Annotated[Path, typer.Option("--output", "-o", help="Folder for bundles and demo_accuracy.json.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated; no setting was chosen on these three.")] = "102,103,104",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, comma-separated; no setting was chosen on these three.")
+    ] = "102,103,104",
 ) -> None:
     """Train and measure the demo for each seed; interrupted, the same command goes on."""
     output.print(HEADER)

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, EngineError, MissingDependency
 from adedge.runtime.backend import Backend
-from adedge.specs import TARGETS, Model, Precision, Target
+from adedge.specs import PRECISIONS, TARGETS, Model, Precision, Target
 
 
 class Tensor(Model):
@@ -79,13 +79,13 @@ def engine_folder(target: Target, precision: Precision) -> str:
 
 
 def engines_in(bundle: Bundle) -> list[tuple[Target, Precision]]:
-    """The engines that a bundle holds, in the order of their names."""
-    found: list[tuple[Target, Precision]] = []
-    for name in sorted(bundle.manifest.files):
-        match = re.fullmatch(r"engines/(.+)-(fp32|fp16|int8)/engine\.json", name)
-        if match and match[1] in TARGETS:
-            found.append((match[1], match[2]))  # type: ignore[arg-type]  # checked by the two conditions above
-    return found
+    """The engines that a bundle holds: by target, and FP32 first."""
+    return [
+        (target, precision)
+        for target in TARGETS
+        for precision in PRECISIONS
+        if bundle.has(f"{engine_folder(target, precision)}/engine.json")
+    ]
 
 
 def load_engine(

@@ -150,7 +150,7 @@ def test_building_again_replaces_the_engine_and_keeps_others(bundle: Bundle) -> 
     twice = build_engine(
         build_engine(once, "onnxruntime", "fp16"), "onnxruntime", "fp32", BuildOptions(batch=(1, 1, 8))
     )
-    assert engines_in(twice) == [("onnxruntime", "fp16"), ("onnxruntime", "fp32")]
+    assert engines_in(twice) == [("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
     assert read_record(twice, "onnxruntime", "fp32").batch == (1, 1, 8)
 
 

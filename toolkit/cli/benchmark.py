@@ -105,11 +105,11 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 def _engines(
     bundle: Bundle, target: Target | None, precisions: set[str], threads: int | None
 ) -> tuple[list[Contender], list[str]]:
-    """The engines that run here, with a sentence for each that does not."""
+    """The engines that run here, with a sentence on those that do not."""
     from adedge.benchmarks.latency import Contender
     from adedge.runtime.engines import engines_in, load_engine
 
-    found, notes = [], []
+    found, absent = [], dict[str, list[str]]()
     for where, how in engines_in(bundle):
         if how not in precisions or (target is not None and where != target):
             continue
@@ -117,10 +117,11 @@ def _engines(
         try:
             backend = load_engine(bundle, where, how, threads=threads)
         except AdedgeError as error:
-            notes.append(f"{name} was not measured: {error}")
+            absent.setdefault(str(error), []).append(name)
             continue
         threshold = bundle.manifest.thresholds.get(name)
         found.append(Contender(name=name, backend=backend, threshold=threshold.value if threshold else None))
+    notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in absent.items()]
     if not found:
         why = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target or TARGETS[0]}' first"
         raise EngineError(f"{bundle.path} has no engine to measure here: {why}")

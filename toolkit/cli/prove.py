@@ -77,13 +77,16 @@ def prove_command(
         output.print_json(json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}))
     elif proofs:
         output.print(_table(proofs))
+    problems: dict[str, list[str]] = {}
     for proof in proofs:
         if proof.problem is not None:
-            warn(f"{proof.engine}: {proof.problem}")
+            problems.setdefault(proof.problem, []).append(proof.engine)
         elif proof.flips is not None and proof.flip_rate is not None:
             note(sentence_of(proof))
         else:
             note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
+    for problem, engines in problems.items():
+        warn(f"{', '.join(engines)}: {problem}")
     _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
 
 
