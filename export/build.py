@@ -148,12 +148,12 @@ def check_gates(record: EngineRecord, gates: Gates) -> None:
     if gates.max_flips is not None:
         if result.flips is None:
             raise GateError(
-                f"--max-flips cannot be checked: the bundle lacks a threshold for pytorch/fp32 or for "
+                f"--max-flips cannot be checked: the bundle lacks a threshold for the model or for "
                 f"{record.target}/{record.precision}; run 'adedge calibrate' first"
             )
         if result.flips > gates.max_flips:
             raise GateError(
-                f"{engine} decides {result.flips} of {result.frames} golden frames otherwise than PyTorch, "
+                f"{engine} decides {result.flips} of {result.frames} golden frames otherwise than the model, "
                 f"and --max-flips allows {gates.max_flips}: nothing was written"
             )
     if gates.max_auroc_drop is not None:

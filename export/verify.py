@@ -138,7 +138,7 @@ def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tol
     ):
         if not error <= allowed * largest:
             raise GateError(
-                f"{name} differs from PyTorch by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
+                f"{name} differs from the model by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
                 f"{allowed * largest:.2e}, is allowed: the bundle is as it was"
             )
     # However few the golden frames are, one pair of them that changes order is allowed: less cannot be lost.

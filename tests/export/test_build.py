@@ -161,7 +161,7 @@ def test_building_again_replaces_the_engine_and_keeps_others(bundle: Bundle) -> 
             {"pytorch/fp32": 0.5, "onnxruntime/fp16": 2.0},
             [0, 0, 0, 1, 1, 1],
             Gates(max_flips=5),
-            "decides 6 of 6 golden frames otherwise than PyTorch, and --max-flips allows 5",
+            "decides 6 of 6 golden frames otherwise than the model, and --max-flips allows 5",
         ),
         ({}, [0, 0, 0, 1, 1, 1], Gates(max_flips=5), "--max-flips cannot be checked.*adedge calibrate"),
         ({}, [0] * 6, Gates(max_auroc_drop=0.1), "--max-auroc-drop cannot be checked"),

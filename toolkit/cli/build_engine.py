@@ -40,10 +40,10 @@ def build_engine_command(
     ] = None,
     max_auroc_drop: Annotated[
         float | None,
-        typer.Option(min=0, help="Fail where the golden frames' AUROC is lower than PyTorch's by more than this."),
+        typer.Option(min=0, help="Fail where the golden frames' AUROC is lower than the model's by more than this."),
     ] = None,
     max_flips: Annotated[
-        int | None, typer.Option(min=0, help="Fail where more golden frames are decided otherwise than by PyTorch.")
+        int | None, typer.Option(min=0, help="Fail where more golden frames are decided otherwise than by the model.")
     ] = None,
     workspace: Annotated[
         int | None,
