@@ -1,4 +1,4 @@
-"""A GPU for tests: unmodified pycuda on the stand-in for libcuda in tests/host_cuda, which runs the kernels here."""
+"""What all tests share: Ctrl-C, and a GPU: unmodified pycuda on tests/host_cuda, a libcuda that runs the kernels here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,13 @@ from typing import Any
 import pytest
 
 from adedge.runtime.kernel_cache import Compiler
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt even in the background, where shells ignore SIGINT and every child inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
 
