@@ -330,7 +330,11 @@ class CudaInspector:
         self._plan_network(slot, preprocess, n, scoring)
 
     def _plan_tiles(self, slot: _Slot, picture: Picture, merged: int, score: int) -> None:
-        """The tiles of one picture, a batch at a time, merged as they come into the picture's own map."""
+        """The tiles of one picture in as few equal runs of the engine as do, merged as they come into its own map.
+
+        The last run may be short of tiles. It computes what the run before left in its place, which nobody reads: an
+        engine that is told another shape twice a frame could not be replayed as a graph.
+        """
         tiling, shape = self._spec.tiling, (picture.height, picture.width)
         assert tiling is not None
         grid = np.array(tile_grid(shape, tiling), np.int32)
@@ -339,8 +343,9 @@ class CudaInspector:
         own_scores = self._score.reduce == "output"
         blocks = len(grid) if own_scores else reduction_blocks(*shape)
         partials = slot.sized.device(4 * blocks, "scores")
-        for first in range(0, len(grid), self.batch):
-            n = min(self.batch, len(grid) - first)
+        size = -(-len(grid) // -(-len(grid) // self.batch))
+        for first in range(0, len(grid), size):
+            n = min(size, len(grid) - first)
             where = origins + 8 * first
             scoring = self._plan.map_launches(self._engine.device_outputs, n, self._tile_maps, self._scratch)
             if own_scores:
@@ -355,7 +360,7 @@ class CudaInspector:
                     else [reduction.begin(merged, whole), reduction.finish(blocks, score, whole)]
                 )
             preprocess = [tiles_launch(self._spec, picture, where, n, self._engine.device_input)]
-            self._plan_network(slot, preprocess, n, scoring)
+            self._plan_network(slot, preprocess, size, scoring)
 
     def _plan_network(self, slot: _Slot, preprocess: Sequence[Launch], n: int, scoring: Sequence[Launch]) -> None:
         """One run of the engine, with what comes before and after it, and a time stamp after each of the three."""

@@ -225,6 +225,16 @@ def test_tiles_are_cut_and_merged_on_the_gpu(inspecting: Any, score: ScoreSpec, 
     same(on_the_processor(TILES, score, images, batch=batch), sink, 1e-4)
 
 
+def test_tiles_that_do_not_fill_their_runs_are_replayed_as_a_graph_too(inspecting: Any, driver: Any) -> None:
+    images, sink = pictures(9, (22, 34)), ListSink()  # 2 x 4 tiles, in runs of 3
+    inspector, engine = inspecting(TILES, TILED[0], batch=3)
+    run(ArraySource(images), inspector, [sink], policy="every")
+    assert set(engine.frames) == {3}
+    assert inspector.graph_obstacle is None
+    assert driver.count("graph_launches") > 0
+    same(on_the_processor(TILES, TILED[0], images), sink, 1e-4)
+
+
 def test_sizes_may_change_from_frame_to_frame(inspecting: Any) -> None:
     sizes = [(24, 32, 3), (48, 32, 3), (24, 32), (24, 32, 3), (24, 32, 3), (24, 32, 3), (30, 30, 1)]
     images = [pictures(1, size, seed)[0] for seed, size in enumerate(sizes)]
