@@ -1,4 +1,4 @@
-"""What all tests share: Ctrl-C, and a GPU: unmodified pycuda on tests/host_cuda, a libcuda that runs the kernels here."""
+"""What all tests share: Ctrl-C, and a GPU, which is pycuda on tests/host_cuda, a libcuda that runs kernels here."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Bundle:
         Raises `BundleError` where there is no bundle, or bundle.json is damaged or of another schema version.
         """
         path = Path(path)
-        _recover(path)
+        _recover(path.resolve())
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise BundleError(f"{path} {what}: give the directory that 'adedge train' wrote")
@@ -243,10 +243,12 @@ class Bundle:
         A signature is dropped, since it no longer holds. Raises `BundleError` where another process is writing the
         bundle, where it changed since it was opened, or where the disk is full.
         """
-        with _locked(self.path):
-            if (self.path / MANIFEST).read_bytes() != _encode(self.manifest):
+        # A link is followed, so that it goes on pointing at the bundle; "." gets the name that stands for it.
+        real = self.path.resolve()
+        with _locked(real):
+            if (real / MANIFEST).read_bytes() != _encode(self.manifest):
                 raise BundleError(f"{self.path} changed while this command was running: run it again")
-            with _staged(self.path, self.manifest, existing=True) as draft:
+            with _staged(real, self.manifest, existing=True) as draft:
                 yield draft
 
 
@@ -322,12 +324,14 @@ def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> 
     path = Path(path)
     check_creatable(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(path, manifest, existing=False) as draft:
+    with _staged(path.resolve(), manifest, existing=False) as draft:
         yield draft
 
 
 def check_creatable(path: Path, *, overwrite: bool) -> None:
     """Say early, before hours of training, that a bundle cannot be written at ``path``."""
+    if path.name in ("", ".."):
+        raise BundleError(f"'{path}' is no name for a new bundle: give one, such as brick.adedge")
     if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not a bundle: choose another name")
     if (path / MANIFEST).is_file() and not overwrite:

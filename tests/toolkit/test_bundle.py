@@ -188,6 +188,26 @@ def test_files_cannot_be_written_outside(bundle: Bundle, name: str) -> None:
         draft.write(name, b"")
 
 
+def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(bundle.path)
+    with Bundle.open(link).edit() as draft:
+        draft.write("new.txt", "new")
+    assert link.is_symlink()
+    assert Bundle.open(bundle.path).file("new.txt").read_text() == "new"
+    assert leftovers(bundle) == ["current"]
+
+
+def test_the_current_folder_may_be_the_bundle(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.path)
+    with Bundle.open(".").edit() as draft:
+        draft.write("new.txt", "new")
+    monkeypatch.chdir(bundle.path)
+    assert Bundle.open(".").file("new.txt").read_text() == "new"
+    with pytest.raises(BundleError, match="give one, such as"), create(".", manifest(), overwrite=True):
+        pass
+
+
 def test_exchange_cut_off_between_two_renames_is_undone(bundle: Bundle) -> None:
     bundle.path.rename(bundle.path.with_name(f".{bundle.path.name}.previous"))
     assert Bundle.open(bundle.path).verify() == []

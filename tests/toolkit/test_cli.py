@@ -66,8 +66,12 @@ def test_help_lists_every_command_and_each_has_help_of_its_own() -> None:
         ("inspect",),
         ("inspect", "--no-such-option", "x"),
         ("sign", "x", "--key", "/nonexistent/key"),
+        ("run", "x", "0", "--threshold", "nan"),
+        ("run", "x", "0", "--reconnect", "inf"),
+        ("calibrate", "x", "data", "--false-alarm-rate", "nan"),
+        ("build-engine", "x", "--max-auroc-drop", "nan"),
     ],
-    ids=["command", "missing argument", "option", "missing key"],
+    ids=["command", "missing argument", "option", "missing key", "threshold", "reconnect", "rate", "drop"],
 )
 def test_wrong_call_exits_with_2_and_no_traceback(call: tuple[str, ...], bundle: Path) -> None:
     arguments = [bundle if word == "x" else word for word in call]
@@ -83,6 +87,13 @@ def test_failed_job_exits_with_1_in_one_line(tmp_path: Path) -> None:
     assert result.stderr.startswith("adedge: ")
     assert result.stderr.count("\n") == 1
     assert "adedge train" in result.stderr
+
+
+def test_what_no_command_foresees_of_files_is_one_line_too(tmp_path: Path) -> None:
+    result = adedge("keygen", tmp_path / ("k" * 300))
+    assert result.returncode == 1
+    assert result.stderr.startswith("adedge: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

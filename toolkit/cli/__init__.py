@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import sys
@@ -53,6 +54,7 @@ app = typer.Typer(
     "`adedge demo` shows the whole path. Add `--debug` to any command to see a traceback.",
 )
 
+
 INTERRUPTED = 130  # what shells use for a process that Ctrl-C ended
 
 
@@ -78,7 +80,21 @@ def main() -> None:
         # The reader of our output left (| head): no error of ours, and Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if debug:
+            raise
+        # Commands say what is wrong with what they read; this is for the rest: no permission, a disk that fills up.
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        sys.stderr.write(f"adedge: {where}{error.strerror or error}\n")
+        code = 1
     sys.exit(code)
+
+
+def finite(value: float | None) -> float | None:
+    """A callback for options: Typer's own bounds let "nan" pass, and "inf" where there is no upper one."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def _invoke() -> int:

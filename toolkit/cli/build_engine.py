@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from adedge.bundle import Bundle
-from adedge.cli import app
+from adedge.cli import app, finite
 from adedge.console import note, output, progress, warn
 from adedge.errors import UsageError
 from adedge.specs import Precision, Target
@@ -40,7 +40,11 @@ def build_engine_command(
     ] = None,
     max_auroc_drop: Annotated[
         float | None,
-        typer.Option(min=0, help="Fail where the golden frames' AUROC is lower than the model's by more than this."),
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="Fail where the golden frames' AUROC is lower than the model's by more than this.",
+        ),
     ] = None,
     max_flips: Annotated[
         int | None, typer.Option(min=0, help="Fail where more golden frames are decided otherwise than by the model.")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from adedge.bundle import Bundle, Manifest
-from adedge.cli import app
+from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
 from adedge.specs import PRECISIONS, parse_precisions
@@ -45,6 +45,7 @@ def calibrate_command(
         typer.Option(
             min=0,
             max=1,
+            callback=finite,
             help="Share of good pictures that may be called anomalous, at most.  [default: 0.01; with "
             "--thresholds-only that of the bundle]",
         ),
@@ -59,10 +60,15 @@ def calibrate_command(
     ] = False,
     max_score_noise: Annotated[
         float,
-        typer.Option(min=0, help="What INT8 may do to scores, as a fraction of the spread of good pictures' scores."),
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="What INT8 may do to scores, as a fraction of the spread of good pictures' scores.",
+        ),
     ] = 0.05,
     max_map_error: Annotated[
-        float | None, typer.Option(min=0, help="What INT8 may do to a map value, in raw map units.  [default: any]")
+        float | None,
+        typer.Option(min=0, callback=finite, help="What INT8 may do to a map value, in raw map units.  [default: any]"),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
     strict: Annotated[

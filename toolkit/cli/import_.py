@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from adedge.bundle import check_creatable
-from adedge.cli import app
+from adedge.cli import app, finite
 from adedge.console import note, warn
 from adedge.errors import UsageError
 from adedge.specs import Filter, Gaussian, Opening, Uniform
@@ -44,7 +44,8 @@ def import_command(
         typer.Option(help="The order of the input's channels.  [default: rgb, or gray for one channel]"),
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=0, help="What pixels of 0 to 255 are multiplied by before mean and std.")
+        float,
+        typer.Option(min=0, callback=finite, help="What pixels of 0 to 255 are multiplied by before mean and std."),
     ] = 1 / 255,
     mean: Annotated[
         str, typer.Option(metavar="R,G,B", help="Subtracted from each channel, after --scale.  [default: nothing]")

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adedge.cli import app
+from adedge.cli import app, finite
 from adedge.console import console, note, warn
 from adedge.errors import EngineError, MissingDependency
 from adedge.specs import Precision, Target
@@ -67,7 +67,8 @@ def run(
     ] = None,
     precision: Annotated[Precision | None, typer.Option(help="Precision of the engine. Default: as above.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Reject above this raw score, instead of the calibrated threshold.")
+        float | None,
+        typer.Option(callback=finite, help="Reject above this raw score, instead of the calibrated threshold."),
     ] = None,
     policy: Annotated[
         Literal["latest", "every"] | None,
@@ -81,7 +82,9 @@ def run(
     rejects: Annotated[Path | None, typer.Option(help="Folder for pictures of rejects: as seen, and overlay.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps (float32 .npy).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at an unreadable picture, do not skip it.")] = False,
-    reconnect: Annotated[float, typer.Option(min=0, help="Wait so many seconds for a camera that is lost.")] = 0.0,
+    reconnect: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Wait so many seconds for a camera that is lost.")
+    ] = 0.0,
     host_scoring: Annotated[
         bool,
         typer.Option("--host-scoring", help="Preprocess and score on the processor, also with an engine on a GPU."),
