@@ -22,25 +22,33 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from adedge.bundle import Bundle
+from adedge.calibration.thresholds import conformal_threshold
 from adedge.errors import DataError
 from adedge.metrics import aupro, auroc, pixel_auroc
 
 output = Console(highlight=False)
 
 HEADER = (
-    "| seed | image AUROC | pixel AUROC | AUPRO | training s | untrained: mean | std | darkest | brightest |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| seed | image AUROC | pixel AUROC | AUPRO | false alarms | misses | training s "
+    "| untrained: mean | std | darkest | brightest |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one seed gave. ``untrained`` are image AUROCs of detectors by name, ``kinds`` those of the trained one."""
+    """What one seed gave. ``untrained`` are image AUROCs of detectors by name, ``kinds`` those of the trained one.
+
+    ``false_alarms`` and ``misses`` are rates among good and defective test pictures, at the threshold that calibration
+    pictures give for the false-alarm rate that the demo states.
+    """
 
     seed: int
     image_auroc: float
     pixel_auroc: float
     aupro: float
+    false_alarms: float
+    misses: float
     training_s: float | None
     kinds: dict[str, float]
     untrained: dict[str, float]
@@ -49,8 +57,8 @@ class Row:
         seconds = "" if self.training_s is None else f"{self.training_s:.0f}"
         untrained = " | ".join(f"{value:.3f}" for value in self.untrained.values())
         return (
-            f"| {self.seed} | {self.image_auroc:.3f} | {self.pixel_auroc:.3f} | {self.aupro:.3f} | {seconds} "
-            f"| {untrained} |"
+            f"| {self.seed} | {self.image_auroc:.3f} | {self.pixel_auroc:.3f} | {self.aupro:.3f} "
+            f"| {self.false_alarms:.1%} | {self.misses:.1%} | {seconds} | {untrained} |"
         )
 
 
@@ -73,9 +81,14 @@ def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None 
     from adedge.datasets import load_dataset
     from adedge.methods import load_detector, predict
     from adedge.pictures import conform
+    from adedge.synthesis import DEMO
 
-    samples = load_dataset(str(data), strict=True).test
-    frames = np.stack([conform(sample.read(), bundle.manifest.input) for sample in samples])
+    dataset = load_dataset(str(data), strict=True)
+    samples = dataset.test
+    held_out, frames = (
+        np.stack([conform(sample.read(), bundle.manifest.input) for sample in part])
+        for part in (dataset.calibration, samples)
+    )
     labels = np.array([sample.label for sample in samples])
     kinds = np.array([sample.kind for sample in samples])
     masks = np.zeros(frames.shape[:3], bool)
@@ -85,13 +98,17 @@ def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None 
             mask[:] = known
         elif sample.label:
             raise DataError(f"{sample.path} has no mask: write the pictures again with write_demo_dataset")
-    maps, scores = predict(load_detector(bundle), bundle.manifest, frames)
+    model = load_detector(bundle)
+    maps, scores = predict(model, bundle.manifest, frames)
+    threshold = conformal_threshold(predict(model, bundle.manifest, held_out)[1], DEMO.false_alarm_rate)
     good = labels == 0
     return Row(
         seed=seed,
         image_auroc=auroc(labels, scores),
         pixel_auroc=pixel_auroc(masks, maps),
         aupro=aupro(masks, maps),
+        false_alarms=float(np.mean(scores[good] > threshold)),
+        misses=float(np.mean(scores[~good] <= threshold)),
         training_s=training_s,
         kinds={
             str(kind): auroc(labels[good | (kinds == kind)], scores[good | (kinds == kind)])

@@ -33,7 +33,15 @@ def test_no_pixel_of_the_photograph_is_in_two_regions() -> None:
         for group in (parts.train, parts.calibration, parts.test)
     ]
     assert sum(map(len, seen)) == len(set.union(*seen))
-    assert all(len(one) >= 512 * 512 / 4 for one in seen)
+    assert all(len(one) >= 512 * 512 / 8 for one in seen)
+
+
+def test_what_is_tested_lies_between_what_calibrates() -> None:
+    rows = np.repeat(np.arange(512, dtype=np.uint16)[:, None], 512, axis=1)
+    parts = regions(rows)  # type: ignore[arg-type]  # numbered rows instead of grey values
+    (above, below), (strip,) = parts.calibration, parts.test
+    assert above.max() + 1 == strip.min()
+    assert strip.max() + 1 == below.min()
 
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)

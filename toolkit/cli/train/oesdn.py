@@ -69,7 +69,9 @@ def train_oesdn(
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Side of the input in pixels, a multiple of 16.  [default: 256; one-class sets: theirs]"
+            min=16,
+            max=4096,
+            help="Side of the input in pixels, a multiple of 16.  [default: 256; one-class sets: theirs]",
         ),
     ] = None,
     color: Annotated[

@@ -106,7 +106,7 @@ def train_students(
     ] = "resize",
     size: Annotated[
         int | None,
-        typer.Option(min=16, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
+        typer.Option(min=16, max=4096, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
     ] = None,
     margin: Annotated[
         int | None,
