@@ -3,7 +3,7 @@
 A photograph is divided into regions that never overlap: the left half for training; in the right half one strip for
 testing, and the strips above and below it for calibration. The strip at the top serves for nothing: a wall seen at a
 slant changes from top to bottom, and calibration must see what is inspected. With the far end of the wall among the
-calibration pictures, the threshold would stand so high that two defects in five pass. Mirror images are mixed in
+calibration pictures, the threshold would stand so high that many a defect passes. Mirror images are mixed in
 everywhere: the left half of a wall that leans to the right, mirrored, looks like its right half.
 """
 
