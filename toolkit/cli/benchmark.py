@@ -227,9 +227,9 @@ def _remarks(frame_ms: dict[str, float], int8_instructions: bool) -> list[str]:
         why = (
             "although this processor has INT8 instructions"
             if int8_instructions
-            else "this processor has no INT8 instructions"
+            else "on a processor without INT8 instructions"
         )
-        remarks.append(f"INT8 is {int8 / fp32:.2f} times as slow as FP32 here: {why}; on a GPU it is another matter.")
+        remarks.append(f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {why}; on a GPU it is another matter.")
     return remarks
 
 
