@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from adedge.errors import UsageError
-from adedge.runtime.pipeline import Inspects, Statistics
+from adedge.runtime.pipeline import Inspects, Statistics, close_all
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
+
+WAIT_MS = 5.0
+"""How long a frame waits for frames of other cameras, unless said otherwise."""
 
 
 @dataclass
 class Camera:
-    """An opened source with its own sinks; ``statistics`` are counted up while `run_cameras` goes on.
+    """An opened source with its sinks, which cameras may share; ``statistics`` count while `run_cameras` goes on.
 
     A live source keeps only its newest frame waiting; one that can wait (a file) does.
     """
@@ -50,21 +53,28 @@ class _Gathering:
             thread.start()
 
     def take(self, most: int, wait_s: float, stop: threading.Event) -> list[tuple[int, Frame]]:
-        """Up to ``most`` cameras' frames with the cameras' numbers, oldest first; none at the end.
+        """The frames of up to ``most`` cameras, those that wait longest, in the cameras' order; none at the end.
 
         Waits for the first frame, then until every camera that still gives frames has one, until ``most`` wait, or
-        until the oldest has waited ``wait_s``. Raises what a source raised, once the frames before it were taken.
+        until the oldest has waited ``wait_s``. Once ``stop`` is set, or a source has failed, nothing more is captured
+        and what waits is handed out. Raises what a source raised, once the frames before it were taken.
         """
         with self._changed:
-            while not self._enough(most, wait_s) and not stop.is_set():
+            while not self._enough(most, wait_s):
+                self._stopping = self._stopping or stop.is_set()
+                if self._stopping:
+                    break
                 oldest = self._oldest_ns()
                 # Also awake now and then to see `stop`, which a signal handler sets: a handler must take no lock.
                 left = 0.1 if oldest is None else min(0.1, wait_s - (time.monotonic_ns() - oldest) / 1e9)
                 self._changed.wait(timeout=max(left, 0.0))
             present = [(index, frame) for index, frame in enumerate(self._waiting) if frame is not None]
-            taken = sorted(present, key=lambda entry: entry[1].captured_at_ns)[:most]
+            longest = sorted(present, key=lambda entry: entry[1].captured_at_ns)[:most]
+            # Always in the same order: a batch of the same sizes as one before runs in the memory of that one.
+            taken = sorted(longest, key=lambda entry: entry[0])
             for index, _ in taken:
                 self._waiting[index] = None
+            self._stopping = self._stopping or stop.is_set()
             self._changed.notify_all()
         if not taken and self._error is not None:
             raise self._error
@@ -83,8 +93,10 @@ class _Gathering:
     def _enough(self, most: int, wait_s: float) -> bool:
         present = [frame is not None for frame in self._waiting]
         oldest = self._oldest_ns()
+        if self._stopping:
+            return True
         if oldest is None:
-            return all(self._ended) or self._error is not None
+            return all(self._ended)
         everybody = all(here or ended for here, ended in zip(present, self._ended, strict=True))
         return everybody or sum(present) >= most or time.monotonic_ns() - oldest >= wait_s * 1e9
 
@@ -102,6 +114,7 @@ class _Gathering:
         finally:
             with self._changed:
                 self._ended[index] = True
+                self._stopping = self._stopping or self._error is not None
                 self._changed.notify_all()
 
     def _offer(self, index: int, camera: Camera, frame: Frame) -> bool:
@@ -120,30 +133,50 @@ class _Gathering:
 
 
 def run_cameras(
-    cameras: Sequence[Camera], inspector: Inspects, *, wait_ms: float = 5.0, stop: threading.Event | None = None
+    cameras: Sequence[Camera],
+    inspector: Inspects,
+    *,
+    wait_ms: float = WAIT_MS,
+    stop: threading.Event | None = None,
+    statistics: Statistics | None = None,
+    watch: Callable[[Statistics], None] | None = None,
 ) -> None:
     """Inspect several opened sources until all have ended or ``stop`` is set; each verdict goes to its camera's sinks.
 
     ``wait_ms`` is the longest that a frame waits, from its capture, for frames of other cameras. An error of one source
-    ends the run, after the frames before it were judged: nobody shall believe that all cameras are watched. Sources
-    and sinks are closed in any case. Raises `UsageError` where there is no camera, and what sources, engine and sinks
-    raise.
+    ends the run, after the frames before it were judged: nobody shall believe that all cameras are watched. A verdict's
+    ``camera`` is the place in ``cameras``. ``statistics`` count all cameras together; ``watch`` sees them after each
+    batch, in the calling thread. Sources and sinks are closed in any case. Raises `UsageError` where there is no
+    camera, and what sources, engine and sinks raise.
     """
     if not cameras:
         raise UsageError("no camera was given")
     stop = stop or threading.Event()
+    together = statistics or Statistics()
     gathering = _Gathering(cameras)
     try:
         gathering.start()
         while taken := gathering.take(inspector.batch, wait_ms / 1e3, stop):
             inspector.submit([frame for _, frame in taken])
             for (index, frame), verdict in zip(taken, inspector.collect(), strict=True):
+                verdict = replace(verdict, camera=index)
+                together.add(verdict)
                 cameras[index].statistics.add(verdict)
                 for sink in cameras[index].sinks:
                     sink.take(verdict, frame)
+            _count_losses(cameras, together)
+            if watch is not None:
+                watch(together)
     finally:
         gathering.close()
-        for camera in cameras:
-            camera.statistics.skipped = camera.source.skipped
-            for sink in camera.sinks:
-                sink.close()
+        _count_losses(cameras, together)
+        unfinished = close_all([sink for camera in cameras for sink in camera.sinks])
+    if unfinished:
+        raise unfinished[0]
+
+
+def _count_losses(cameras: Sequence[Camera], together: Statistics) -> None:
+    for camera in cameras:
+        camera.statistics.skipped = camera.source.skipped
+    together.dropped = sum(camera.statistics.dropped for camera in cameras)
+    together.skipped = sum(camera.statistics.skipped for camera in cameras)

@@ -405,13 +405,13 @@ def run(
     finally:
         capture.close()
         statistics.dropped, statistics.skipped = capture.dropped, source.skipped
-        unfinished = _closed(sinks)
+        unfinished = close_all(sinks)
     if unfinished:
         raise unfinished[0]
     return statistics
 
 
-def _closed(sinks: Sequence[Sink]) -> list[AdedgeError]:
+def close_all(sinks: Sequence[Sink]) -> list[AdedgeError]:
     """Close every sink, also when another one fails; what went wrong."""
     errors = []
     for sink in sinks:

@@ -164,7 +164,10 @@ _RESERVE_BYTES = 4 << 20
 
 
 class RejectsSink(Sink):
-    """Two pictures of each reject: ``000012_name.png``, the frame as it came, and ``000012_name.overlay.jpg``."""
+    """Two pictures of each reject: ``000012_name.png``, the frame as it came, and ``000012_name.overlay.jpg``.
+
+    Of several cameras a name begins with the camera's number, ``camera1_000012_name.png``; so do those of `MapsSink`.
+    """
 
     def __init__(self, folder: Path, *, outline: bool = True) -> None:
         """Raises `OutputError` where the folder cannot be written."""
@@ -203,9 +206,10 @@ class MapsSink(Sink):
 
 
 def _stem(verdict: Verdict) -> str:
-    """A file name that sorts by frame and tells where the frame comes from."""
+    """A file name that sorts by camera and frame and tells where the frame comes from."""
     readable = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w+$", "", verdict.name)).strip("._")
-    return f"{verdict.frame_id:06d}_{readable[-60:]}"
+    camera = "" if verdict.camera is None else f"camera{verdict.camera}_"
+    return f"{camera}{verdict.frame_id:06d}_{readable[-60:]}"
 
 
 def _folder(path: Path) -> Path:

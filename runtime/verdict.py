@@ -23,6 +23,7 @@ class Verdict:
     score           raw image score; higher is more anomalous
     threshold       the frame is anomalous when score > threshold
     z               score in standard deviations above held-out good pictures, for display; None where not fitted
+    camera          which of several cameras that share an engine, from 0; None where there is one
     map             float32 (H, W) anomaly map: network input size, or frame size when tiled. It is a view that is
                     valid only while a sink takes the verdict: copy it to keep it
     timings_ms      where the time went: "preprocess", "network", "scoring" (of the batch the frame was in), "frame"
@@ -37,6 +38,7 @@ class Verdict:
     threshold: float
     anomalous: bool
     z: float | None = None
+    camera: int | None = None
     map: NDArray[np.float32] | None = None
     timings_ms: Mapping[str, float]
 
@@ -54,6 +56,7 @@ def captured_at(verdict: Verdict) -> datetime:
 def record_from_verdict(verdict: Verdict) -> dict[str, Any]:
     """One JSON object per verdict; docs/run.md describes each key. The map is not part of it."""
     return {
+        **({} if verdict.camera is None else {"camera": verdict.camera}),
         "frame": verdict.frame_id,
         "name": verdict.name,
         "captured_at": captured_at(verdict).isoformat(timespec="milliseconds").replace("+00:00", "Z"),

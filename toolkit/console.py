@@ -16,8 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)  # "synthetic:brick:" is no emoji
+output = Console(highlight=False, emoji=False)
 
 Step = Callable[[int, int, str], None]
 
@@ -36,7 +36,7 @@ def progress(title: str) -> Iterator[Step]:
             tenth = 10 * done // max(total, 1)
             if tenth != shown:  # smaller again: the next part of the work began
                 shown = tenth
-                console.print(f"{title}: {done}/{total} {text}")
+                console.print(f"{title}: {done}/{total} {text}", markup=False)
 
         yield log
         return

@@ -12,7 +12,7 @@ import pytest
 from adedge.errors import SourceError, UsageError
 from adedge.runtime.backend import FakeBackend
 from adedge.runtime.cameras import Camera, run_cameras
-from adedge.runtime.pipeline import Inspector
+from adedge.runtime.pipeline import Inspector, Statistics
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
@@ -99,6 +99,50 @@ def test_a_lost_camera_ends_the_run_after_what_came_before() -> None:
         run_cameras(cameras, ready, wait_ms=50)
     assert [camera.statistics.frames for camera in cameras] == [2, 1]
     assert all(isinstance(camera.sinks[0], ListSink) and camera.sinks[0].closed for camera in cameras)
+
+
+class Endless(ArraySource):
+    """A camera that never lacks a frame."""
+
+    live = True
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            for frame in super().__iter__():
+                yield Frame(frame.index, time.monotonic_ns(), frame.image, frame.name)
+
+
+def test_a_lost_camera_is_noticed_though_another_goes_on() -> None:
+    ready, _ = inspector()
+    cameras = [Camera(Losing(pictures(10)), [ListSink()]), Camera(Endless(pictures(30)), [])]
+    with pytest.raises(SourceError, match="the camera is gone"):
+        run_cameras(cameras, ready, wait_ms=1)
+    assert cameras[0].statistics.frames == 1
+
+
+def test_stopping_ends_the_run_though_every_camera_goes_on() -> None:
+    ready, backend = inspector()
+    stop = threading.Event()
+    cameras = [Camera(Endless(pictures(level)), []) for level in (10, 20)]
+    thread = threading.Thread(target=run_cameras, args=(cameras, ready), kwargs={"stop": stop}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not backend.calls and time.monotonic() < deadline:
+        time.sleep(0.005)
+    stop.set()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_verdict_names_its_camera_and_all_are_counted_together() -> None:
+    ready, _ = inspector()
+    sink, together, seen = ListSink(), Statistics(), []
+    cameras = [Camera(ArraySource(pictures(10, 200)), [sink]), Camera(ArraySource(pictures(220)), [sink])]
+    run_cameras(cameras, ready, wait_ms=2000, statistics=together, watch=lambda counts: seen.append(counts.frames))
+    assert [(verdict.camera, verdict.frame_id) for verdict in sink.verdicts] == [(0, 0), (1, 0), (0, 1)]
+    assert (together.frames, together.rejects) == (3, 2)
+    assert [camera.statistics.rejects for camera in cameras] == [1, 1]
+    assert seen == [2, 3]
 
 
 def test_without_a_camera_there_is_nothing_to_run() -> None:

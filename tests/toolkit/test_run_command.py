@@ -120,6 +120,42 @@ def test_every_output_at_once(bundle: Path, pictures: Path, tmp_path: Path) -> N
     assert sum(1 for _ in iter(reader.grab, False)) == 4
 
 
+def test_several_sources_share_the_engine(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((pictures / "3.png").read_bytes())
+    result = run(
+        *(bundle, pictures, tmp_path / "one.png", "--wait-ms", 500),
+        *("--rejects", tmp_path / "rejects", "--video", tmp_path / "v.webm"),
+    )
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    of_camera = [[record["score"] for record in records if record["camera"] == camera] for camera in (0, 1)]
+    np.testing.assert_allclose(of_camera[0], np.array(LEVELS) / 255, atol=1e-6)
+    np.testing.assert_allclose(of_camera[1], [1.0], atol=1e-6)
+    rejected = {path.name for path in (tmp_path / "rejects").glob("*.png")}
+    assert rejected == {"camera0_000002_2.png", "camera0_000003_3.png", "camera1_000000_one.png"}
+    for camera, frames in ((0, 5), (1, 1)):
+        reader = cv2.VideoCapture(str(tmp_path / f"v.camera{camera}.webm"))
+        assert sum(1 for _ in iter(reader.grab, False)) == frames
+    assert "camera 1, " in result.stderr
+    assert "6 frames: 3 passed, 3 rejected; 0 dropped, 0 skipped" in result.stderr
+
+
+def test_what_is_for_one_source_is_refused_with_several(bundle: Path, pictures: Path) -> None:
+    result = run(bundle, pictures, pictures, "--batch", 2)
+    assert result.returncode == 2
+    assert "--batch" in result.stderr
+    missing = run(bundle, pictures, "nowhere.mp4")
+    assert missing.returncode == 1
+    assert missing.stdout == ""
+    assert "nowhere.mp4" in missing.stderr
+
+
+def test_a_source_is_named_as_it_is(bundle: Path) -> None:
+    result = run(bundle, "synthetic:brick?frames=1", "synthetic:brick?frames=1")
+    assert result.returncode == 0, result.stderr
+    assert "camera 0, synthetic:brick: 1 frames" in result.stderr
+
+
 def test_unreadable_picture_is_named_and_counted(bundle: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "[a] good.png").write_bytes((pictures / "0.png").read_bytes())
     (tmp_path / "[b] broken.png").write_bytes(b"no picture")

@@ -229,7 +229,9 @@ def _remarks(frame_ms: dict[str, float], int8_instructions: bool) -> list[str]:
             if int8_instructions
             else "on a processor without INT8 instructions"
         )
-        remarks.append(f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {why}; on a GPU it is another matter.")
+        remarks.append(
+            f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {why}; on a GPU it is another matter."
+        )
     return remarks
 
 

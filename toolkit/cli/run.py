@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from adedge.cli import app, finite
 from adedge.console import console, note, warn
-from adedge.errors import EngineError, MissingDependency
+from adedge.errors import EngineError, MissingDependency, UsageError
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ PREFERENCE: tuple[tuple[Target, Precision], ...] = (
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle, with an engine and its threshold.")],
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
             help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
-            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200."
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several share the engine."
         ),
     ],
     target: Annotated[
@@ -75,6 +75,15 @@ def run(
         typer.Option(help="latest: drop frames rather than fall behind (default for cameras); every: judge all."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames through the engine at once (policy 'every').")] = 1,
+    wait_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="Of several cameras: the longest that a frame waits for the others' frames, to go through the engine "
+            "with them.",
+        ),
+    ] = 5.0,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all cores.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Verdicts as JSON lines into this file, not to stdout.")] = None,
@@ -98,14 +107,20 @@ def run(
 ) -> None:
     """Inspect every frame of a source; verdicts are JSON lines on stdout, a summary goes to stderr.
 
+    Several sources are inspected side by side on one engine, their frames together in a batch where it takes one; each
+    line then says which "camera" it is about, counted from 0.
+
     Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are judged, files are closed, the summary is printed. That
     is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
     """
     from adedge.bundle import Bundle
+    from adedge.runtime.cameras import Camera, run_cameras
     from adedge.runtime.pipeline import Statistics
     from adedge.runtime.pipeline import run as run_pipeline
-    from adedge.runtime.sources import open_source
     from adedge.signing import require
+
+    if len(source) > 1 and not (policy is None and batch == 1 and max_frames is None):
+        raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
 
     _quiet_opencv()
     _show_logging()
@@ -116,36 +131,65 @@ def run(
     engine = _load(opened, target, precision, threshold, threads)
     wanted: Maps = "always" if maps or video else "rejects" if rejects else "never"
     inspector = _inspector(engine, manifest, wanted, host_scoring=host_scoring)
-    frames = open_source(source, strict=strict, reconnect_s=reconnect, notify=warn)
-    chosen = policy or ("latest" if frames.live else "every")
-    note(f"{engine.name}, threshold {engine.threshold:.6g}; {frames.name}, policy {chosen}")
+    frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
+    chosen = policy or ("latest" if frames[0].live else "every")
+    names = f"{frames[0].name}, policy {chosen}" if len(frames) == 1 else ", ".join(one.name for one in frames)
+    note(f"{engine.name}, threshold {engine.threshold:.6g}; {names}")
+    if inspector.batch < len(frames):
+        note(
+            f"the engine takes {inspector.batch} frame(s) at once: build it with --batch 1,{len(frames)},{len(frames)}"
+        )
     statistics = Statistics()
+    cameras: list[Camera] = []
     try:
         sinks = _sinks(frames, jsonl, video, rejects, maps, outline=manifest.score.reduce == "max")
+        cameras = [Camera(*pair) for pair in zip(frames, sinks, strict=True)]
         with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
-            run_pipeline(
-                frames,
-                inspector,
-                sinks,
-                policy=chosen,
-                batch=batch,
-                max_frames=max_frames,
-                stop=stop.event,
-                statistics=statistics,
-                watch=watch,
-            )
+            if len(cameras) > 1:
+                run_cameras(cameras, inspector, wait_ms=wait_ms, stop=stop.event, statistics=statistics, watch=watch)
+            else:
+                run_pipeline(
+                    frames[0],
+                    inspector,
+                    sinks[0],
+                    policy=chosen,
+                    batch=batch,
+                    max_frames=max_frames,
+                    stop=stop.event,
+                    statistics=statistics,
+                    watch=watch,
+                )
     except BrokenPipeError:
         # The reader of the verdicts left (| head): a way to end, and Python must not complain of it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
-        frames.close()
+        for one in frames:
+            one.close()
         inspector.close()
         engine.backend.close()
+        if len(cameras) > 1:
+            for index, camera in enumerate(cameras):
+                note(f"camera {index}, {camera.source.name}: {_counts(camera.statistics)}")
         _summarise(statistics, engine.name)
-    if stop.signal_number is not None and not frames.live:
+    if stop.signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + stop.signal_number)
     if fail_on_reject and statistics.rejects:
         raise typer.Exit(REJECTS_FOUND)
+
+
+def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -> list[FrameSource]:
+    """All of them, or none: where one cannot be opened those before it are closed again."""
+    from adedge.runtime.sources import open_source
+
+    opened: list[FrameSource] = []
+    try:
+        for source in sources:
+            opened.append(open_source(source, strict=strict, reconnect_s=reconnect_s, notify=warn))
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    return opened
 
 
 @dataclass(frozen=True)
@@ -206,24 +250,27 @@ def _threshold(bundle: Bundle, target: Target, precision: Precision) -> float:
 
 
 def _sinks(
-    frames: FrameSource,
+    frames: Sequence[FrameSource],
     jsonl: Path | None,
     video: Path | None,
     rejects: Path | None,
     maps: Path | None,
     *,
     outline: bool,
-) -> list[Sink]:
-    """Those that were asked for, the verdicts first."""
+) -> list[list[Sink]]:
+    """For each source those that were asked for, the verdicts first; all share them but for the video."""
     from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
 
-    sinks: list[Sink] = [JsonLinesSink(jsonl or sys.stdout)]
+    shared: list[Sink] = [JsonLinesSink(jsonl or sys.stdout)]
     if rejects is not None:
-        sinks.append(RejectsSink(rejects, outline=outline))
+        shared.append(RejectsSink(rejects, outline=outline))
     if maps is not None:
-        sinks.append(MapsSink(maps))
+        shared.append(MapsSink(maps))
+    sinks = [[*shared] for _ in frames]
     if video is not None:
-        sinks.append(VideoSink(video, fps=frames.fps or 25.0, outline=outline))
+        for index, (source, own) in enumerate(zip(frames, sinks, strict=True)):
+            path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
+            own.append(VideoSink(path, fps=source.fps or 25.0, outline=outline))
     return sinks
 
 
@@ -257,12 +304,16 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _status_line(frames: FrameSource, *, stdout_is_used: bool) -> Iterator[Callable[[Statistics], None] | None]:
+def _status_line(
+    frames: Sequence[FrameSource], *, stdout_is_used: bool
+) -> Iterator[Callable[[Statistics], None] | None]:
     """One line on the terminal that follows the run; none where verdicts scroll over the same terminal."""
     if not console.is_terminal or (stdout_is_used and sys.stdout.isatty()):
         yield None
         return
     drawn_at = 0.0
+    totals = [one.total for one in frames if one.total is not None]
+    total = sum(totals) if len(totals) == len(frames) else None
     # Live would otherwise put itself in the place of sys.stdout, which carries the verdicts.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
 
@@ -270,7 +321,7 @@ def _status_line(frames: FrameSource, *, stdout_is_used: bool) -> Iterator[Calla
             nonlocal drawn_at
             if time.monotonic() - drawn_at > 0.2:
                 drawn_at = time.monotonic()
-                live.update(_status(statistics, frames.total), refresh=True)
+                live.update(_status(statistics, total), refresh=True)
 
         yield watch
 
@@ -290,10 +341,7 @@ def _summarise(statistics: Statistics, engine: str) -> None:
     from adedge.runtime.pipeline import LATENCIES, WINDOW
 
     rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
-    note(
-        f"{statistics.frames} frames: {statistics.frames - statistics.rejects} passed, "
-        f"{statistics.rejects} rejected; {statistics.dropped} dropped, {statistics.skipped} skipped{rate}"
-    )
+    note(f"{_counts(statistics)}{rate}")
     if statistics.frames == 0:
         return
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -303,6 +351,13 @@ def _summarise(statistics: Statistics, engine: str) -> None:
     for name in LATENCIES:
         table.add_row(name, *(f"{statistics.latency_ms(name, percentile):.1f}" for percentile in PERCENTILES))
     console.print(table)
+
+
+def _counts(statistics: Statistics) -> str:
+    return (
+        f"{statistics.frames} frames: {statistics.frames - statistics.rejects} passed, "
+        f"{statistics.rejects} rejected; {statistics.dropped} dropped, {statistics.skipped} skipped"
+    )
 
 
 class _Shown(logging.Handler):
