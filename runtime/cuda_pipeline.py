@@ -3,7 +3,7 @@
 A batch of frames passes through a *slot*: page-locked host memory, and device memory for frames, scores and maps. While
 the GPU computes in one slot, the host fills the next, whose upload runs on a stream of its own. Preprocessing, network,
 scoring and the download of the scores run on the engine's stream and, once a batch of the same sizes came twice, are
-replayed as one CUDA graph. Memory is allocated when frames of a new size come, and never after.
+replayed as one CUDA graph. Memory is allocated when frames of new sizes come, and kept for when they come again.
 
 Times are taken twice: by CUDA events on the GPU ("upload", "preprocess", "network", "scoring") and by the host's clock
 ("copy" into page-locked memory, "enqueue", "wait", and "frame" from the first of them to the score).
@@ -74,22 +74,23 @@ class DeviceEngine(Protocol):
         """Enqueue the network for n frames on ``stream``; the context is current."""
 
 
-@dataclass
-class _Slot:
-    """One batch on its way through the GPU.
+Sizes = tuple[tuple[int, ...], ...]
+"""The shapes of a batch's frames."""
 
-    ``fixed`` owns what every batch needs, ``sized`` what depends on the frames' sizes: ``sizes`` are those it is made
-    for, ``places`` where the host writes the frames, ``scores`` and ``maps`` where it reads the results (page-locked
+LAYOUTS = 4
+"""For so many different sizes of its frames a slot keeps what it made: several cameras give batches in turns."""
+
+
+@dataclass
+class _Layout:
+    """What a slot needs for a batch of frames of certain sizes; ``resources`` own it.
+
+    ``places`` are where the host writes the frames, ``scores`` and ``maps`` where it reads the results (page-locked
     all), ``map_addresses`` where the maps are on the device, ``steps`` what one batch enqueues, and ``marks`` the time
     stamps that it takes: one at the start, then three for each run of the engine.
     """
 
-    fixed: Resources
-    sized: Resources
-    uploaded: Any
-    done: Any
-    upload_marks: tuple[Mark, Mark]
-    sizes: tuple[tuple[int, ...], ...] = ()
+    resources: Resources
     host: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     places: list[NDArray[np.uint8]] = field(default_factory=list)
     address: int = 0
@@ -102,10 +103,40 @@ class _Slot:
     runs: int = 0
     shape_changes: int = -1
     capturing: bool = False
+
+    def close(self) -> None:
+        """Give all of it back."""
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
+        # The steps hold the layout; without them the page-locked memory goes with the last that reads it.
+        self.steps.clear()
+        self.resources.close()
+
+
+@dataclass
+class _Slot:
+    """One batch on its way through the GPU: ``frames`` in ``layout``, one of ``layouts``.
+
+    ``fixed`` owns what every batch needs.
+    """
+
+    fixed: Resources
+    uploaded: Any
+    done: Any
+    upload_marks: tuple[Mark, Mark]
+    layout: _Layout
+    layouts: dict[Sizes, _Layout] = field(default_factory=dict)
     frames: Sequence[Frame] = ()
     started_ns: int = 0
     copied_ns: int = 0
     enqueued_ns: int = 0
+
+    def close_layouts(self) -> None:
+        """Give back all that depends on the frames' sizes."""
+        for layout in self.layouts.values():
+            layout.close()
+        self.layouts.clear()
 
 
 class CudaInspector:
@@ -193,7 +224,7 @@ class CudaInspector:
                 self._fill(slot, frames)
                 slot.copied_ns = time.monotonic_ns()
                 self._upload(slot)
-                self._compute(slot)
+                self._compute(slot.layout)
                 slot.done.record(self._engine.stream)
             except self._gpu.cuda.Error as exc:
                 raise EngineError(f"the GPU failed on frame {frames[0].index} ({frames[0].name}): {exc}") from exc
@@ -214,7 +245,7 @@ class CudaInspector:
         timings_ms["wait"] = (finished_ns - waiting_ns) / 1e6
         timings_ms["frame"] = (finished_ns - slot.started_ns) / 1e6
         for index, frame in enumerate(slot.frames):
-            score = float(slot.scores[index])
+            score = float(slot.layout.scores[index])
             yield self._judge.verdict(frame, score, self._map_of(slot, index, score), timings_ms)
 
     def close(self) -> None:
@@ -235,36 +266,31 @@ class CudaInspector:
                 resources.owned(mark, mark.close)
             return _Slot(
                 fixed=resources,
-                sized=Resources(gpu),
                 uploaded=gpu.event(),
                 done=gpu.event(),
                 upload_marks=marks,
+                layout=_Layout(Resources(gpu)),
             )
 
     def _close_slots(self) -> None:
         for slot in self._slots:
-            self._forget_sizes(slot)
+            slot.close_layouts()
             slot.fixed.close()
         self._slots.clear()
-
-    def _forget_sizes(self, slot: _Slot) -> None:
-        """Give back what depends on the frames' sizes."""
-        if slot.graph is not None:
-            slot.graph.close()
-        slot.graph, slot.steps, slot.sizes = None, [], ()
-        slot.sized.close()
 
     def _fill(self, slot: _Slot, frames: Sequence[Frame]) -> None:
         """Copy the frames into the slot's page-locked memory, one after the other."""
         for frame in frames:
             check_frame(frame.image)
         sizes = tuple(frame.image.shape for frame in frames)
-        if sizes != slot.sizes:
+        if sizes not in slot.layouts:
             for frame in frames:
                 self._check_tiles(frame)
-            self._resize(slot, sizes)
+            slot.layouts[sizes] = self._new_layout(slot, sizes)
+        # Those used last are at the end, and go last.
+        slot.layout = slot.layouts[sizes] = slot.layouts.pop(sizes)
         slot.frames = frames
-        for frame, place in zip(frames, slot.places, strict=True):
+        for frame, place in zip(frames, slot.layout.places, strict=True):
             np.copyto(place, frame.image)
 
     def _check_tiles(self, frame: Frame) -> None:
@@ -275,49 +301,68 @@ class CudaInspector:
             except DataError as error:
                 raise DataError(f"frame {frame.index} ({frame.name}): {error}") from error
 
-    def _resize(self, slot: _Slot, sizes: tuple[tuple[int, ...], ...]) -> None:
-        """Make the slot fit frames of these sizes: memory, and the steps that a batch of them takes."""
-        self._forget_sizes(slot)
+    def _new_layout(self, slot: _Slot, sizes: Sizes) -> _Layout:
+        """A layout for a slot that may have too many, or for a GPU that has no memory left beside them."""
+        if len(slot.layouts) == LAYOUTS:
+            slot.layouts.pop(next(iter(slot.layouts))).close()
+        try:
+            return self._layout(sizes)
+        except EngineError:
+            if not slot.layouts:
+                raise
+            slot.close_layouts()
+            return self._layout(sizes)
+
+    def _layout(self, sizes: Sizes) -> _Layout:
+        """Memory for frames of these sizes, and the steps that a batch of them takes."""
         gpu = self._gpu
         starts = np.cumsum([0, *(_aligned(int(np.prod(size))) for size in sizes)]).tolist()
-        with slot.sized:
-            slot.host = gpu.pinned((starts[-1],), np.uint8, "frames", mapped=self._zero_copy)
-            slot.places = [
-                slot.host[start : start + int(np.prod(size))].reshape(size)
+        layout = _Layout(Resources(gpu))
+        try:
+            layout.host = gpu.pinned((starts[-1],), np.uint8, "frames", mapped=self._zero_copy)
+            layout.places = [
+                layout.host[start : start + int(np.prod(size))].reshape(size)
                 for start, size in zip(starts, sizes, strict=False)
             ]
-            slot.address = (
-                gpu.mapped_address(slot.host) if self._zero_copy else slot.sized.device(slot.host.nbytes, "frames")
+            layout.address = (
+                gpu.mapped_address(layout.host)
+                if self._zero_copy
+                else layout.resources.device(layout.host.nbytes, "frames")
             )
             pictures = [
-                Picture(slot.address + start, size[0], size[1], 1 if len(size) == 2 else size[2])
+                Picture(layout.address + start, size[0], size[1], 1 if len(size) == 2 else size[2])
                 for start, size in zip(starts, sizes, strict=False)
             ]
-            self._plan_steps(slot, pictures)
-        slot.sizes, slot.runs = sizes, 0
+            self._plan_steps(layout, pictures)
+        except BaseException:
+            layout.close()
+            raise
+        return layout
 
-    def _plan_steps(self, slot: _Slot, pictures: Sequence[Picture]) -> None:
+    def _plan_steps(self, layout: _Layout, pictures: Sequence[Picture]) -> None:
         """Memory for the results, and everything that is enqueued between the upload and the end."""
         tiled = self._spec.tiling is not None
         shapes = [(p.height, p.width) if tiled else self._spec.shape[1:] for p in pictures]
         starts = np.cumsum([0, *(4 * height * width for height, width in shapes)]).tolist()
-        maps = slot.sized.device(starts[-1], "maps")
-        scores = slot.sized.device(4 * len(pictures), "scores")
-        slot.map_addresses = [maps + start for start in starts[:-1]]
-        slot.maps = [] if self._maps == "never" else [self._gpu.pinned(shape, np.float32, "maps") for shape in shapes]
-        slot.scores = self._gpu.pinned((len(pictures),), np.float32, "scores")
-        slot.marks.clear()
-        slot.steps = [self._mark(slot)]
+        maps = layout.resources.device(starts[-1], "maps")
+        scores = layout.resources.device(4 * len(pictures), "scores")
+        layout.map_addresses = [maps + start for start in starts[:-1]]
+        layout.maps = [] if self._maps == "never" else [self._gpu.pinned(shape, np.float32, "maps") for shape in shapes]
+        layout.scores = self._gpu.pinned((len(pictures),), np.float32, "scores")
+        layout.marks.clear()
+        layout.steps = [self._mark(layout)]
         if tiled:
             for index, picture in enumerate(pictures):
-                self._plan_tiles(slot, picture, slot.map_addresses[index], scores + 4 * index)
+                self._plan_tiles(layout, picture, layout.map_addresses[index], scores + 4 * index)
         else:
-            self._plan_whole(slot, pictures, maps, scores)
-        slot.steps.append(partial(self._download, slot.scores, scores))
+            self._plan_whole(layout, pictures, maps, scores)
+        layout.steps.append(partial(self._download, layout.scores, scores))
         if self._maps == "always":
-            slot.steps += [partial(self._download, *pair) for pair in zip(slot.maps, slot.map_addresses, strict=True)]
+            layout.steps += [
+                partial(self._download, *pair) for pair in zip(layout.maps, layout.map_addresses, strict=True)
+            ]
 
-    def _plan_whole(self, slot: _Slot, pictures: Sequence[Picture], maps: int, scores: int) -> None:
+    def _plan_whole(self, layout: _Layout, pictures: Sequence[Picture], maps: int, scores: int) -> None:
         """Each picture is one input of the network."""
         n, target = len(pictures), self._engine.device_input
         if len({(p.height, p.width, p.channels) for p in pictures}) == 1:
@@ -327,9 +372,9 @@ class CudaInspector:
             size = 4 * int(np.prod(self._spec.shape))
             preprocess = [preprocess_launch(self._spec, p, target + i * size) for i, p in enumerate(pictures)]
         scoring = self._plan.launches(self._engine.device_outputs, n, maps, scores, self._scratch)
-        self._plan_network(slot, preprocess, n, scoring)
+        self._plan_network(layout, preprocess, n, scoring)
 
-    def _plan_tiles(self, slot: _Slot, picture: Picture, merged: int, score: int) -> None:
+    def _plan_tiles(self, layout: _Layout, picture: Picture, merged: int, score: int) -> None:
         """The tiles of one picture in as few equal runs of the engine as do, merged as they come into its own map.
 
         The last run may be short of tiles. It computes what the run before left in its place, which nobody reads: an
@@ -338,11 +383,11 @@ class CudaInspector:
         tiling, shape = self._spec.tiling, (picture.height, picture.width)
         assert tiling is not None
         grid = np.array(tile_grid(shape, tiling), np.int32)
-        origins = slot.sized.device(grid.nbytes, "tiles")
+        origins = layout.resources.device(grid.nbytes, "tiles")
         self._gpu.cuda.memcpy_htod(origins, grid)
         own_scores = self._score.reduce == "output"
         blocks = len(grid) if own_scores else reduction_blocks(*shape)
-        partials = slot.sized.device(4 * blocks, "scores")
+        partials = layout.resources.device(4 * blocks, "scores")
         size = -(-len(grid) // -(-len(grid) // self.batch))
         for first in range(0, len(grid), size):
             n = min(size, len(grid) - first)
@@ -360,25 +405,25 @@ class CudaInspector:
                     else [reduction.begin(merged, whole), reduction.finish(blocks, score, whole)]
                 )
             preprocess = [tiles_launch(self._spec, picture, where, n, self._engine.device_input)]
-            self._plan_network(slot, preprocess, size, scoring)
+            self._plan_network(layout, preprocess, size, scoring)
 
-    def _plan_network(self, slot: _Slot, preprocess: Sequence[Launch], n: int, scoring: Sequence[Launch]) -> None:
+    def _plan_network(self, layout: _Layout, preprocess: Sequence[Launch], n: int, scoring: Sequence[Launch]) -> None:
         """One run of the engine, with what comes before and after it, and a time stamp after each of the three."""
-        slot.steps += [self._launch(launch) for launch in preprocess]
-        slot.steps.append(self._mark(slot))
-        slot.steps.append(partial(self._engine.enqueue, n))
-        slot.steps.append(self._mark(slot))
-        slot.steps += [self._launch(launch) for launch in scoring]
-        slot.steps.append(self._mark(slot))
+        layout.steps += [self._launch(launch) for launch in preprocess]
+        layout.steps.append(self._mark(layout))
+        layout.steps.append(partial(self._engine.enqueue, n))
+        layout.steps.append(self._mark(layout))
+        layout.steps += [self._launch(launch) for launch in scoring]
+        layout.steps.append(self._mark(layout))
 
     def _launch(self, launch: Launch) -> Callable[[], None]:
         return partial(self._gpu.launch, launch, self._engine.stream)
 
-    def _mark(self, slot: _Slot) -> Callable[[], None]:
+    def _mark(self, layout: _Layout) -> Callable[[], None]:
         """A step that takes the time on the GPU."""
         mark = Mark()
-        slot.marks.append(slot.sized.owned(mark, mark.close))
-        return lambda: mark.record(self._engine.stream.handle, captured=slot.capturing)
+        layout.marks.append(layout.resources.owned(mark, mark.close))
+        return lambda: mark.record(self._engine.stream.handle, captured=layout.capturing)
 
     def _download(self, host: NDArray[Any], address: int, stream: Any = None) -> None:
         self._gpu.cuda.memcpy_dtoh_async(host, address, stream or self._engine.stream)
@@ -391,12 +436,12 @@ class CudaInspector:
             return
         stream = self._upload_stream
         slot.upload_marks[0].record(stream.handle)
-        self._gpu.cuda.memcpy_htod_async(slot.address, slot.host, stream)
+        self._gpu.cuda.memcpy_htod_async(slot.layout.address, slot.layout.host, stream)
         slot.upload_marks[1].record(stream.handle)
         slot.uploaded.record(stream)
         self._engine.stream.wait_for_event(slot.uploaded)
 
-    def _compute(self, slot: _Slot) -> None:
+    def _compute(self, layout: _Layout) -> None:
         """Enqueue a batch's steps: as they are at first, from then on as a graph where that can be had.
 
         A graph holds for the shapes that the engine was given last. One is captured after the same batch ran without:
@@ -404,34 +449,34 @@ class CudaInspector:
         vain.
         """
         stream = self._engine.stream.handle
-        known = slot.runs > 0 and slot.shape_changes == self._engine.shape_changes
-        if known and slot.graph is None and self.graph_obstacle is None:
-            slot.graph = self._captured(slot)
-        if known and slot.graph is not None:
-            slot.graph.launch(stream)
+        known = layout.runs > 0 and layout.shape_changes == self._engine.shape_changes
+        if known and layout.graph is None and self.graph_obstacle is None:
+            layout.graph = self._captured(layout)
+        if known and layout.graph is not None:
+            layout.graph.launch(stream)
             return
-        _enqueue(slot)
-        if slot.graph is not None:
-            slot.graph.close()
-            slot.graph = None
-        slot.runs += 1
-        slot.shape_changes = self._engine.shape_changes
+        _enqueue(layout)
+        if layout.graph is not None:
+            layout.graph.close()
+            layout.graph = None
+        layout.runs += 1
+        layout.shape_changes = self._engine.shape_changes
 
-    def _captured(self, slot: _Slot) -> Graph | None:
-        """The slot's steps as a graph; None, and the obstacle kept, where one of them cannot be captured."""
-        slot.capturing = True
+    def _captured(self, layout: _Layout) -> Graph | None:
+        """The layout's steps as a graph; None, and the obstacle kept, where one of them cannot be captured."""
+        layout.capturing = True
         try:
-            return Graph(self._engine.stream.handle, partial(_enqueue, slot))
+            return Graph(self._engine.stream.handle, partial(_enqueue, layout))
         except (EngineError, self._gpu.cuda.Error) as error:
             self.graph_obstacle = str(error)
             log.info("going on without a CUDA graph: %s", self.graph_obstacle)
             return None
         finally:
-            slot.capturing = False
+            layout.capturing = False
 
     def _times(self, slot: _Slot) -> dict[str, float]:
         """Milliseconds by the GPU's clock, and by the host's until everything was enqueued."""
-        marks = slot.marks
+        marks = slot.layout.marks
         stages = [
             sum(marks[run + stage + 1].ms_since(marks[run + stage]) for run in range(0, len(marks) - 1, 3))
             for stage in range(3)
@@ -449,9 +494,9 @@ class CudaInspector:
         if self._maps == "rejects":
             # On the stream of uploads: the engine's is busy with the next batch.
             with self._gpu.current():
-                self._download(slot.maps[index], slot.map_addresses[index], self._upload_stream)
+                self._download(slot.layout.maps[index], slot.layout.map_addresses[index], self._upload_stream)
                 self._gpu.wait(self._upload_stream)
-        return slot.maps[index]
+        return slot.layout.maps[index]
 
 
 def inspector_on(
@@ -476,9 +521,9 @@ def inspector_on(
     return Inspector(backend, spec, score, threshold=threshold, normalisation=normalisation)
 
 
-def _enqueue(slot: _Slot) -> None:
+def _enqueue(layout: _Layout) -> None:
     """All steps of a batch, one after the other."""
-    for step in slot.steps:
+    for step in layout.steps:
         step()
 
 

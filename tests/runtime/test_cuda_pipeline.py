@@ -17,7 +17,7 @@ from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError
 from adedge.runtime.backend import FakeBackend
 from adedge.runtime.cuda import Gpu, Resources, load_cuda
-from adedge.runtime.cuda_pipeline import CudaInspector
+from adedge.runtime.cuda_pipeline import LAYOUTS, CudaInspector
 from adedge.runtime.kernel_cache import Compiler
 from adedge.runtime.pipeline import Inspector, Statistics, run
 from adedge.runtime.sinks import ListSink
@@ -321,8 +321,41 @@ def test_the_graph_is_captured_after_the_same_batch_came_twice(inspecting: Any, 
     for n in (1, 1, 1, 4, 4, 1, 1):
         list(inspector.inspect(frames(images[:n])))
     assert driver.counts("graphs_instantiated", "graph_launches") == {"graphs_instantiated": 3, "graph_launches": 4}
-    assert driver.count("live_executables") == 1
+    assert driver.count("live_executables") == 2  # of 1 and of 4 frames
     assert inspector.graph_obstacle is None
+
+
+def test_batches_of_several_cameras_find_their_memory_again(inspecting: Any, driver: Any) -> None:
+    """Two cameras of different sizes: together, or one of them alone."""
+    inspector, _ = inspecting(COLOR.model_copy(update={"mean": (), "std": ()}), MAP, batch=2, slots=1)
+    wide, high = pictures(1, (24, 40, 3))[0], pictures(1, (50, 32, 3), seed=1)[0]
+    mixtures = [[wide, high], [wide], [high]]
+    expected = [[v.score for v in inspector.inspect(frames(images))] for images in mixtures]
+    driver.reset()
+    for _ in range(3):
+        got = [[v.score for v in inspector.inspect(frames(images))] for images in mixtures]
+        assert got == expected
+    counted = driver.counts("allocations", "host_allocations", "frees", "host_frees", "events_created")
+    assert set(counted.values()) == {0}, counted
+
+
+def test_memory_of_sizes_that_no_longer_come_is_given_back(inspecting: Any, driver: Any) -> None:
+    inspector, _ = inspecting(COLOR.model_copy(update={"mean": (), "std": ()}), MAP, batch=1, slots=1)
+    live = []
+    for side in range(20, 40):
+        list(inspector.inspect(frames(pictures(1, (side, side, 3)))))
+        live.append(driver.counts("live_allocations", "live_host_allocations", "live_events"))
+    assert live[LAYOUTS:] == [live[LAYOUTS - 1]] * (20 - LAYOUTS)
+    assert live[0] != live[LAYOUTS - 1]
+
+
+def test_memory_of_other_sizes_makes_room_where_it_is_short(inspecting: Any, driver: Any) -> None:
+    inspector, _ = inspecting(COLOR.model_copy(update={"mean": (), "std": ()}), MAP, batch=1, slots=1)
+    list(inspector.inspect(frames(pictures(1, (24, 32, 3)))))
+    one = driver.counts("live_allocations", "live_host_allocations", "live_events")
+    driver.fail("cuMemAlloc_v2", OUT_OF_MEMORY, after=1, times=2)
+    assert len(list(inspector.inspect(frames(pictures(1, (30, 32, 3)))))) == 1
+    assert driver.counts("live_allocations", "live_host_allocations", "live_events") == one
 
 
 def test_another_slots_batch_makes_a_graph_stale(inspecting: Any, driver: Any) -> None:
