@@ -77,6 +77,14 @@ def annotate(frame: Picture, verdict: Verdict, *, outline: bool = True, beside: 
     return np.vstack([body, _banner(verdict, body.shape[1], max(28, body.shape[0] // 12))])
 
 
+def shrunk(frame: Picture, width: int) -> Picture:
+    """A frame at most ``width`` pixels wide, its proportions kept."""
+    scale = width / frame.shape[1]
+    if scale >= 1:
+        return frame
+    return np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
     """One row of a picture sheet.

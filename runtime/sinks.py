@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import OutputError, UsageError
-from adedge.runtime.overlay import annotate
+from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict, record_from_verdict
 
@@ -125,7 +125,9 @@ class VideoSink(Sink):
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Draw and append one frame. Raises `OutputError` before the disk is full, while the file can be finished."""
-        picture = annotate(self._bounded(frame.image), verdict, outline=self._outline, beside=self._beside)
+        # Drawing and encoding 12 megapixels would be slower than most networks.
+        image = shrunk(frame.image, self._longest_side // (2 if self._beside else 1))
+        picture = annotate(image, verdict, outline=self._outline, beside=self._beside)
         if self._writer is None:
             height, width = picture.shape[:2]
             self._size = (width - width % 2, height - height % 2)  # The codecs halve the colour's resolution.
@@ -136,13 +138,6 @@ class VideoSink(Sink):
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = np.asarray(cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA), np.uint8)
         self._writer.write(picture)
-
-    def _bounded(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Shrink a large frame: drawing and encoding 12 megapixels would be slower than most networks."""
-        scale = self._longest_side / (image.shape[1] * (2 if self._beside else 1))
-        if scale >= 1:
-            return image
-        return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
     def close(self) -> None:
         """Write the index, so that the file plays. Raises `OutputError` where it does not."""

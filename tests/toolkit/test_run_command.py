@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -245,6 +246,33 @@ def test_signal_ends_the_run_with_whole_outputs(
     assert len(records) < 3000
     assert f"{len(records)} frames: 0 passed, {len(records)} rejected" in errors
     assert len(list((tmp_path / "rejects").glob("*.overlay.jpg"))) == len(records)
+
+
+def test_live_page_while_it_runs(bundle: Path, many: Path) -> None:
+    with subprocess.Popen(
+        _command(bundle, many, "--page", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()  # and no more: the pipe fills, the run waits
+        url = next(line for line in process.stderr if "live page: " in line).split()[-1]
+        with urllib.request.urlopen(f"{url}state.json", timeout=30) as answer:
+            state = json.load(answer)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert state["about"] == {"bundle": "grey.adedge", "engine": "onnxruntime/fp32"}
+    assert state["cameras"][0]["frames"] > 0
+
+
+def test_page_that_cannot_be_is_refused(bundle: Path, many: Path) -> None:
+    result = run(bundle, many, "--page", "99999")
+    assert result.returncode == 2
+    assert "0.0.0.0:8080" in result.stderr
 
 
 def test_reader_that_leaves_is_no_error(bundle: Path, many: Path) -> None:

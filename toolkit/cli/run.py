@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,14 @@ def run(
     video: Annotated[Path | None, typer.Option(help="Annotated video: .webm (browsers), .mp4, .avi or .mkv.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Folder for pictures of rejects: as seen, and overlay.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps (float32 .npy).")] = None,
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve a live page, and /metrics for Prometheus, at this port: 8080 for this machine alone, "
+            "0.0.0.0:8080 for the network.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at an unreadable picture, do not skip it.")] = False,
     reconnect: Annotated[
         float, typer.Option(min=0, callback=finite, help="Wait so many seconds for a camera that is lost.")
@@ -115,6 +123,7 @@ def run(
     """
     from adedge.bundle import Bundle
     from adedge.runtime.cameras import Camera, run_cameras
+    from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import Statistics
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.signing import require
@@ -122,6 +131,7 @@ def run(
     if len(source) > 1 and not (policy is None and batch == 1 and max_frames is None):
         raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
 
+    address = None if page is None else page_address(page)
     _quiet_opencv()
     _show_logging()
     opened = Bundle.open(bundle)
@@ -129,7 +139,7 @@ def run(
         require(opened, require_signature)
     manifest = opened.manifest
     engine = _load(opened, target, precision, threshold, threads)
-    wanted: Maps = "always" if maps or video else "rejects" if rejects else "never"
+    wanted: Maps = "always" if maps or video or page else "rejects" if rejects else "never"
     inspector = _inspector(engine, manifest, wanted, host_scoring=host_scoring)
     frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
     chosen = policy or ("latest" if frames[0].live else "every")
@@ -142,7 +152,9 @@ def run(
     statistics = Statistics()
     cameras: list[Camera] = []
     try:
-        sinks = _sinks(frames, jsonl, video, rejects, maps, outline=manifest.score.reduce == "max")
+        about = {"bundle": opened.path.resolve().name, "engine": engine.name}
+        outline = manifest.score.reduce == "max"
+        sinks = _sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
         cameras = [Camera(*pair) for pair in zip(frames, sinks, strict=True)]
         with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
             if len(cameras) > 1:
@@ -255,10 +267,13 @@ def _sinks(
     video: Path | None,
     rejects: Path | None,
     maps: Path | None,
+    page: tuple[str, int] | None,
+    about: Mapping[str, str],
     *,
     outline: bool,
 ) -> list[list[Sink]]:
     """For each source those that were asked for, the verdicts first; all share them but for the video."""
+    from adedge.runtime.page import PageSink
     from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
 
     shared: list[Sink] = [JsonLinesSink(jsonl or sys.stdout)]
@@ -266,6 +281,10 @@ def _sinks(
         shared.append(RejectsSink(rejects, outline=outline))
     if maps is not None:
         shared.append(MapsSink(maps))
+    if page is not None:
+        served = PageSink(page, [one.name for one in frames], about, outline=outline)
+        note(f"live page: {served.url}")
+        shared.append(served)
     sinks = [[*shared] for _ in frames]
     if video is not None:
         for index, (source, own) in enumerate(zip(frames, sinks, strict=True)):
