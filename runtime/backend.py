@@ -1,8 +1,12 @@
-"""What the pipeline knows of an engine: a fixed input buffer, fixed output buffers, `run` and `close`."""
+"""What the pipeline knows of an engine: a fixed input buffer, fixed output buffers, `run` and `close`.
+
+And what is known of the machine before one is loaded (`Here`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -13,6 +17,16 @@ from adedge.errors import EngineError
 
 Array = NDArray[np.float32]
 _B = TypeVar("_B", bound="FixedBuffers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What this machine would execute a plan with."""
+
+    library_version: str
+    machine: str
+    gpu: str | None = None
+    compute_capability: str | None = None
 
 
 class Backend(Protocol):

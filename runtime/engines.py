@@ -10,13 +10,12 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pydantic import Field, ValidationError
 
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, EngineError, MissingDependency
-from adedge.runtime.backend import Backend
+from adedge.runtime.backend import Backend, Here
 from adedge.specs import PRECISIONS, TARGETS, Model, Precision, Target
 
 
@@ -61,16 +60,6 @@ class EngineRecord(Model):
     layers: dict[str, int] = Field(default_factory=dict)
     self_test: Difference | None = None
     status: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Here:
-    """What this machine would execute a plan with."""
-
-    library_version: str
-    machine: str
-    gpu: str | None = None
-    compute_capability: str | None = None
 
 
 def engine_folder(target: Target, precision: Precision) -> str:

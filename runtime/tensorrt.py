@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from adedge.errors import EngineError, MissingDependency
-from adedge.runtime.backend import Array, FixedBuffers
+from adedge.runtime.backend import Array, FixedBuffers, Here
 from adedge.runtime.cuda import Gpu, Resources, load_cuda
-from adedge.runtime.engines import Here
 from adedge.specs import Target
 
 messages = logging.getLogger(__name__)

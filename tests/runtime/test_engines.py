@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 
 from adedge.bundle import Bundle, Manifest, Provenance, create
 from adedge.errors import AdedgeError, BundleError, EngineError
+from adedge.runtime.backend import Here
 from adedge.runtime.engines import (
     EngineRecord,
-    Here,
     Tensor,
     check_machine,
     engines_in,
