@@ -97,7 +97,7 @@ def test_nothing_is_ever_unpickled(path: Path) -> None:
     assert "weights_only=False" not in text
 
 
-def test_every_folder_with_modules_is_in_the_wheel() -> None:
+def test_every_folder_with_modules_or_kernels_is_in_the_wheel() -> None:
     if sys.version_info < (3, 11):
         pytest.skip("tomllib came with Python 3.11")
     import tomllib
@@ -107,8 +107,8 @@ def test_every_folder_with_modules_is_in_the_wheel() -> None:
     )
     found = set()
     for name, room in ROOMS.items():
-        for module in (ROOT / room).rglob("__init__.py"):
-            inner = module.parent.relative_to(ROOT / room).parts
+        for file in (*(ROOT / room).rglob("__init__.py"), *(ROOT / room).rglob("*.cu")):
+            inner = file.parent.relative_to(ROOT / room).parts
             found.add(".".join((name, *inner)))
     assert declared == found
 
