@@ -54,7 +54,7 @@ class EngineRecord(Model):
     path: str
     attempts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    flags: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    flags: dict[str, bool | int | float | str] = Field(default_factory=dict)
     build_seconds: float
     built: str
     layers: dict[str, int] = Field(default_factory=dict)

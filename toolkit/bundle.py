@@ -112,7 +112,7 @@ class Provenance(Model):
     budget: str
     device: str
     versions: dict[str, str]
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
 class Manifest(Model):
@@ -126,7 +126,7 @@ class Manifest(Model):
     schema_version: int = SCHEMA_VERSION
     method: str
     variant: str
-    network: dict[str, str | int | float | bool]
+    network: dict[str, bool | int | float | str]
     input: InputSpec
     score: ScoreSpec
     normalisation: Normalisation | None = None

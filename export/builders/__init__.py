@@ -99,7 +99,7 @@ class Built:
     warnings: tuple[str, ...] = ()
     gpu: str | None = None
     compute_capabilities: tuple[str, ...] = ()
-    flags: Mapping[str, str | int | float | bool]
+    flags: Mapping[str, bool | int | float | str]
 
 
 Builder = Callable[[Source, BuildOptions, Progress | None], Built]

@@ -263,9 +263,9 @@ def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
 
 
-def _flags(options: BuildOptions) -> dict[str, str | int | float | bool]:
+def _flags(options: BuildOptions) -> dict[str, bool | int | float | str]:
     """What engine.json records of the options: those that were set, and those that TensorRT would set otherwise."""
-    flags: dict[str, str | int | float | bool] = {
+    flags: dict[str, bool | int | float | str] = {
         "workspace_bytes": options.workspace_bytes or DEFAULT_WORKSPACE_BYTES,
         "tf32": options.tf32,
         "version_compatible": options.version_compatible,

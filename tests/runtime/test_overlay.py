@@ -111,6 +111,12 @@ def test_frame_beside_overlay_is_untouched() -> None:
     assert (picture[:256, -300:] != frame).any()
 
 
+def reddish(picture: np.ndarray) -> bool:
+    """Whether a sheet's last row is marked in red; how solid thin letters are differs between versions of OpenCV."""
+    blue, green, red = np.moveaxis(picture[-36:, :60].astype(int), 2, 0)
+    return bool(((red - green > 60) & (red - blue > 60)).any())
+
+
 def test_sheet_has_a_row_each_and_a_column_for_the_true_defect_when_known() -> None:
     row = SheetRow(frame=FRAME, map=np.zeros((8, 8), np.float32), score=0.5, threshold=1.0, title="good")
     mask = np.zeros((64, 96), np.bool_)
@@ -120,8 +126,8 @@ def test_sheet_has_a_row_each_and_a_column_for_the_true_defect_when_known() -> N
     assert two.shape[0] > 1.8 * one.shape[0]
     known = SheetRow(frame=FRAME, map=row.map, score=2.0, threshold=1.0, title="stain", mask=mask)
     assert picture_sheet([row, known]).shape[1] > one.shape[1]
-    assert (picture_sheet([known]) == RED).all(axis=2).any()
-    assert not (one == RED).all(axis=2).any()
+    assert reddish(picture_sheet([known]))
+    assert not reddish(one)
 
 
 def test_sheet_needs_rows() -> None:

@@ -121,6 +121,7 @@ def run(
     Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are judged, files are closed, the summary is printed. That
     is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
     """
+    _quiet_opencv()
     from adedge.bundle import Bundle
     from adedge.runtime.cameras import Camera, run_cameras
     from adedge.runtime.page import page_address
@@ -132,7 +133,6 @@ def run(
         raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
 
     address = None if page is None else page_address(page)
-    _quiet_opencv()
     _show_logging()
     opened = Bundle.open(bundle)
     if require_signature is not None:
@@ -396,8 +396,9 @@ def _show_logging() -> None:
 
 
 def _quiet_opencv() -> None:
-    """OpenCV and its FFmpeg print their own view of every error; ours says it in one sentence."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
+    """OpenCV and its FFmpeg print their own view of every error; ours says it in one sentence.
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    They look at the environment when they are loaded: how to tell them later differs from version to version.
+    """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

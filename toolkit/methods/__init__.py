@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adedge.datasets import Dataset
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
-NetworkArguments = Mapping[str, str | int | float | bool]
+NetworkArguments = Mapping[str, bool | int | float | str]
 Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
 
 
@@ -78,7 +78,7 @@ class Plan:
     are further sets of pictures, by the word that stages call them.
     """
 
-    network: dict[str, str | int | float | bool]
+    network: dict[str, bool | int | float | str]
     input: InputSpec
     score: ScoreSpec
     stages: tuple[Stage, ...]
