@@ -42,6 +42,8 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 # moves a pooling's maximum from one pixel to the next or an activation across 0.
 SHOWN_MAP_ERROR: Mapping[Precision, float] = {"fp32": 0.1, "fp16": 0.25, "int8": 0.5}
 
+_REMEDY = "name the others in --precision, or calibrate INT8 with a smaller --max-score-noise"
+
 
 def tolerance_of(precision: Precision, score: ScoreSpec) -> Tolerance:
     """The tolerance of a detector's graphs of one precision."""
@@ -139,7 +141,7 @@ def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tol
         if not error <= allowed * largest:
             raise GateError(
                 f"{name} differs from the model by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
-                f"{allowed * largest:.2e}, is allowed: the bundle is as it was"
+                f"{allowed * largest:.2e}, is allowed: {_REMEDY}; the bundle is as it was"
             )
     # However few the golden frames are, one pair of them that changes order is allowed: less cannot be lost.
     good = int(np.sum(golden.labels == 0))
@@ -147,7 +149,7 @@ def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tol
     if found.auroc_change is not None and -found.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
         raise GateError(
             f"{name} loses {-found.auroc_change:.4f} AUROC on the golden frames, and {tolerance.auroc_drop:g} is "
-            "allowed: the bundle is as it was"
+            f"allowed: {_REMEDY}; the bundle is as it was"
         )
 
 

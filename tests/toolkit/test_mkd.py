@@ -394,7 +394,7 @@ def test_the_whole_way_from_pictures_to_verdicts(tmp_path: Path) -> None:
     for index in range(24):
         top, left = rng.integers(0, 512 - 96, 2)
         cv2.imwrite(str(pictures / f"{index:02}.png"), texture[top : top + 96, left : left + 96])
-    options = ("--size", 64, "--iterations", 30, "--batch", 4, "--threads", 1, "--holdout", 0.4)
+    options = ("--size", 64, "--iterations", 60, "--batch", 4, "--threads", 1, "--holdout", 0.4)
     adedge("train", "mkd", pictures, "-o", bundle, "--weights", "none", *options)
     assert Bundle.open(bundle).manifest.provenance.options["weights"] == "none"
     adedge("calibrate", bundle, pictures, "--false-alarm-rate", 0.1)
