@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
+import importlib.util
 import json
 import statistics
 import struct
@@ -370,15 +372,8 @@ def time_composition(n: int, rounds: int, ours: float) -> Row:
 
     Raises `MissingDependency` without torch, `EngineError` where it has no GPU or gives another result.
     """
-    try:
-        import torch
-    except ImportError as exc:
-        raise MissingDependency("torch", "train", "the comparison with PyTorch") from exc
-    if not torch.cuda.is_available():
-        raise EngineError("PyTorch sees no GPU")
-
-    copies = max(2, min(16, -(-CACHE_BYTES // (8 * n * int(np.prod(SHAPE))))))
-    hosts = [(pictures(n, 2 * index), pictures(n, 2 * index + 1)) for index in range(copies)]
+    torch = _torch()
+    hosts = _pairs(n)
     pairs = [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in hosts]
     score = composed(*pairs[0])[:4].cpu().numpy()
     _, wanted = maps_and_scores(SCORE, [array[:4] for array in hosts[0]])
@@ -386,23 +381,68 @@ def time_composition(n: int, rounds: int, ours: float) -> Row:
         raise EngineError(
             f"PyTorch's composition differs by {np.abs(score - wanted).max():.1e}: nothing to compare with"
         )
-    samples = []
-    for round_ in range(rounds + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        for index in range(copies):
-            composed(*pairs[(round_ + index) % copies])
-        end.record()
-        end.synchronize()
-        samples.append(1e3 * start.elapsed_time(end) / copies)
-    median = statistics.median(samples[2:])
+    samples = _torch_times(torch, composed, pairs, rounds)
+    median = statistics.median(samples)
     return Row(
         name=f"the same composed in PyTorch {torch.__version__}, batch {n}",
         microseconds=median,
-        samples=tuple(samples[2:]),
+        samples=samples,
         promised=f"ours at least {COMPOSITION_ASKED:.0f} times faster",
         kept=median >= COMPOSITION_ASKED * ours,
     )
+
+
+def time_fused_ssim(n: int, rounds: int) -> Row:
+    """The fused SSIM of the package fused-ssim (R. Goel), or of fussim, which has its interface, where one is there.
+
+    It does less: an 11 x 11 Gaussian window, and the mean over the batch; no map is filtered and none written. Raises
+    `EngineError` where neither package is installed.
+    """
+    torch = _torch()
+    found = next((name for name in ("fused_ssim", "fussim") if importlib.util.find_spec(name) is not None), None)
+    if found is None:
+        raise EngineError("neither fused-ssim nor fussim is installed")
+    fused_ssim = importlib.import_module(found).fused_ssim
+    pairs = [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in _pairs(n)]
+    with torch.no_grad():
+        samples = _torch_times(torch, partial(fused_ssim, train=False), pairs, rounds)
+    return Row(
+        name=f"{found}: mean SSIM alone, 11 x 11 Gaussian, batch {n}",
+        microseconds=statistics.median(samples),
+        samples=samples,
+    )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as exc:
+        raise MissingDependency("torch", "train", "the comparison with PyTorch") from exc
+    if not torch.cuda.is_available():
+        raise EngineError("PyTorch sees no GPU")
+    return torch
+
+
+def _pairs(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Batches enough to walk through that they do not stay in the GPU's cache."""
+    copies = max(2, min(16, -(-CACHE_BYTES // (8 * n * int(np.prod(SHAPE))))))
+    return [(pictures(n, 2 * index), pictures(n, 2 * index + 1)) for index in range(copies)]
+
+
+def _torch_times(
+    torch: Any, call: Callable[..., Any], pairs: Sequence[tuple[Any, Any]], rounds: int
+) -> tuple[float, ...]:
+    """Microseconds of a call, a sample each round, after two that do not count."""
+    samples = []
+    for round_ in range(rounds + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for index in range(len(pairs)):
+            call(*pairs[(round_ + index) % len(pairs)])
+        end.record()
+        end.synchronize()
+        samples.append(1e3 * start.elapsed_time(end) / len(pairs))
+    return tuple(samples[2:])
 
 
 def composed(a: Any, b: Any, window: int = 7, size: int = 32) -> Any:
@@ -556,6 +596,7 @@ def measure(device: Device, *, rounds: int, batch: int, cuda: Callable[[], Gpu])
             continue
         report.rows.append(row)
         _attempt(report, f"PyTorch at batch {n}", partial(time_composition, n, rounds, row.microseconds))
+        _attempt(report, f"a public fused SSIM at batch {n}", partial(time_fused_ssim, n, rounds))
     for height, width in ((1080, 1920), (2160, 3840)):
         check, row = time_preprocess(device, height, width, rounds, bandwidth)
         report.checks.append(check)

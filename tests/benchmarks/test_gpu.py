@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.machinery
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +29,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = benchmark.NETWORK_INPUT.model_copy(update={"height": 24, "width": 32})
     monkeypatch.setattr(benchmark, "NETWORK_INPUT", spec)
 
-    def composition(n: int, rounds: int, ours: float) -> benchmark.Row:
+    def torch() -> Any:
         raise EngineError("PyTorch sees no GPU")  # and shall not look for one where the stand-in pretends to be it
 
-    monkeypatch.setattr(benchmark, "time_composition", composition)
+    monkeypatch.setattr(benchmark, "_torch", torch)
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_comp
     names = " ".join(row.name for row in report.rows)
     assert all(name in names for name in ("batch 1", "batch 2", "1920 x 1080", "3840 x 2160"))
     left_out = " ".join(report.left_out)
-    for name in ("PyTorch at batch 1", "PyTorch at batch 2"):
+    for name in ("PyTorch at batch 1", "PyTorch at batch 2", "a public fused SSIM at batch 1"):
         assert name in left_out
     loops = sum("frame loop" in row.name for row in report.rows)
     assert loops == (0 if importlib.util.find_spec("pycuda") is None else 2)
@@ -88,6 +92,49 @@ def test_composition_in_pytorch_is_the_reference() -> None:
     _, wanted = maps_and_scores(benchmark.SCORE, [a, b])
     got = benchmark.composed(torch.from_numpy(a), torch.from_numpy(b))
     np.testing.assert_allclose(got.numpy(), wanted, atol=1e-4)
+
+
+class Clock:
+    """What PyTorch's CUDA events are asked for: milliseconds between two of them, here the calls in between."""
+
+    calls = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Clock.calls
+
+    def synchronize(self) -> None:
+        """Everything has ended."""
+
+    def elapsed_time(self, end: Clock) -> float:
+        return float(end.at - self.at)
+
+
+def test_a_public_fused_ssim_is_timed_where_one_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = SimpleNamespace(
+        from_numpy=lambda array: SimpleNamespace(cuda=lambda: array),
+        cuda=SimpleNamespace(Event=Clock),
+        no_grad=contextlib.nullcontext,
+    )
+    monkeypatch.setattr(benchmark, "_torch", lambda: torch)
+    with pytest.raises(EngineError, match="neither fused-ssim nor fussim"):
+        benchmark.time_fused_ssim(2, rounds=3)
+
+    def fused_ssim(a: np.ndarray, b: np.ndarray, *, train: bool) -> None:
+        assert a.shape == b.shape == (2, *benchmark.SHAPE)
+        assert not train
+        Clock.calls += 1
+
+    module = ModuleType("fussim")
+    module.__spec__ = importlib.machinery.ModuleSpec("fussim", None)
+    vars(module)["fused_ssim"] = fused_ssim
+    monkeypatch.setitem(sys.modules, "fussim", module)
+    row = benchmark.time_fused_ssim(2, rounds=3)
+    # Each call was one millisecond.
+    assert row.samples == (1000.0, 1000.0, 1000.0)
+    assert "fussim" in row.name
 
 
 def test_not_a_number_is_no_agreement() -> None:
