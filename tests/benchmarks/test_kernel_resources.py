@@ -32,7 +32,7 @@ def test_every_kernel_compiles_and_stays_in_its_registers(name: str, architectur
         source.name: sorted(ENTRY.findall(source.read_text())) for source in KERNELS.glob("*.cu")
     }
     for kernel in (kernel for found in kernels.values() for kernel in found):
-        # NVRTC 13.0 saves two registers of one kernel for sm_110; an array there would be many times that.
+        # One version of NVRTC saves two registers of one kernel for sm_110; an array would be many times that.
         assert kernel.stack_bytes <= 16, kernel
         assert 0 < kernel.registers <= 255
         # What every GPU gives a block without being asked.
