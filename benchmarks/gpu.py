@@ -374,7 +374,7 @@ def time_composition(n: int, rounds: int, ours: float) -> Row:
     """
     torch = _torch()
     hosts = _pairs(n)
-    pairs = [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in hosts]
+    pairs = _uploaded(torch, hosts)
     score = composed(*pairs[0])[:4].cpu().numpy()
     _, wanted = maps_and_scores(SCORE, [array[:4] for array in hosts[0]])
     if np.abs(score - wanted).max() > 1e-3:
@@ -403,7 +403,7 @@ def time_fused_ssim(n: int, rounds: int) -> Row:
     if found is None:
         raise EngineError("neither fused-ssim nor fussim is installed")
     fused_ssim = importlib.import_module(found).fused_ssim
-    pairs = [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in _pairs(n)]
+    pairs = _uploaded(torch, _pairs(n))
     with torch.no_grad():
         samples = _torch_times(torch, partial(fused_ssim, train=False), pairs, rounds)
     return Row(
@@ -427,6 +427,10 @@ def _pairs(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Batches enough to walk through that they do not stay in the GPU's cache."""
     copies = max(2, min(16, -(-CACHE_BYTES // (8 * n * int(np.prod(SHAPE))))))
     return [(pictures(n, 2 * index), pictures(n, 2 * index + 1)) for index in range(copies)]
+
+
+def _uploaded(torch: Any, hosts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> list[tuple[Any, Any]]:
+    return [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in hosts]
 
 
 def _torch_times(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,12 +41,12 @@ from adedge.golden import stain
 from adedge.methods import detector_function, require_torch
 from adedge.pictures import conform
 from adedge.runtime.backend import Backend, FakeBackend
-from adedge.runtime.cuda_pipeline import CudaInspector, Maps, inspector_on
+from adedge.runtime.cuda_pipeline import Maps, inspector_on
 from adedge.runtime.engines import engines_in, load_engine, read_record
-from adedge.runtime.pipeline import Inspector
 from adedge.runtime.sources import Frame
+from adedge.runtime.verdict import Verdict
 from adedge.scoring import maps_and_scores
-from adedge.specs import PRECISIONS, InputSpec, Precision, Target
+from adedge.specs import PRECISIONS, InputSpec, Precision
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import Method, Ranges
@@ -144,7 +145,6 @@ def fit_thresholds(
     bundle: Bundle,
     dataset: Dataset,
     *,
-    target: Target | None = None,
     false_alarm_rate: float | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
@@ -172,8 +172,6 @@ def fit_thresholds(
     thresholds = {}
     for where, precision in engines_in(bundle):
         name = f"{where}/{precision}"
-        if target not in (None, where):
-            continue
         try:
             with closing(load_engine(bundle, where, precision)) as backend:
                 scores = score_pictures(bundle, backend, parts.thresholds, name, progress)
@@ -295,22 +293,27 @@ def score_pictures(
 ) -> NDArray[np.float32]:
     """Raw scores (n,) of pictures, through the same code as `adedge run`."""
     scores: list[float] = []
-    with closing(inspector_for(bundle, backend, name)) as inspector:
-        for start in range(0, len(samples), backend.batch):
-            part = samples[start : start + backend.batch]
-            frames = [
-                Frame(index=start + offset, captured_at_ns=0, image=sample.read(), name=_name(sample))
-                for offset, sample in enumerate(part)
-            ]
-            scores += [verdict.score for verdict in inspector.inspect(frames)]
-            if progress is not None:
-                progress(len(scores), len(samples), name)
+    images = ((_name(sample), sample.read()) for sample in samples)
+    for verdict in verdicts_on(bundle, backend, images, name):
+        scores.append(verdict.score)
+        if progress is not None:
+            progress(len(scores), len(samples), name)
     return np.array(scores, np.float32)
 
 
-def inspector_for(bundle: Bundle, backend: Backend, name: str, *, maps: Maps = "never") -> CudaInspector | Inspector:
-    """What `adedge run` would judge frames with: on the GPU where the engine is, and no threshold."""
-    return inspector_on(
+def verdicts_on(
+    bundle: Bundle,
+    backend: Backend,
+    images: Iterable[tuple[str, NDArray[np.uint8]]],
+    name: str,
+    *,
+    maps: Maps = "never",
+) -> Iterator[Verdict]:
+    """Verdicts without a threshold on images (H, W[, 3]) BGR with their names, as `adedge run` makes them.
+
+    On the GPU where the engine is. A verdict's map is valid until the next verdict is asked for.
+    """
+    inspector = inspector_on(
         backend,
         bundle.manifest.input,
         bundle.manifest.score,
@@ -318,6 +321,10 @@ def inspector_for(bundle: Bundle, backend: Backend, name: str, *, maps: Maps = "
         maps=maps,
         declined=partial(log.warning, "%s: %s", name),
     )
+    frames = (Frame(index, 0, image, label) for index, (label, image) in enumerate(images))
+    with closing(inspector):
+        while part := list(islice(frames, backend.batch)):
+            yield from inspector.inspect(part)
 
 
 def reference_backend(bundle: Bundle) -> Backend:

@@ -17,13 +17,12 @@ from pydantic import ValidationError
 from adedge.bundle import Bundle, Difference
 from adedge.datasets import Sample
 from adedge.errors import AdedgeError, BundleError, GateError, MissingDependency
-from adedge.export.calibrate import inspector_for, reference_backend, score_pictures
+from adedge.export.calibrate import reference_backend, score_pictures, verdicts_on
 from adedge.export.graphs import Progress
 from adedge.export.verify import check_tolerance, difference_of, read_golden, tolerance_of
 from adedge.intervals import rate_bound
 from adedge.runtime.backend import Backend
 from adedge.runtime.engines import engines_in, load_engine
-from adedge.runtime.sources import Frame
 from adedge.specs import Model, Precision, Target
 
 REFERENCE_SCORES = "reference-scores.json"
@@ -167,13 +166,10 @@ def _judge_frames(
     """Maps (N, H, W) and scores (N,) of frames (N, H, W, C) in the spec's colour order, as `adedge run` makes them."""
     # A camera gives BGR.
     images = frames[..., ::-1] if bundle.manifest.input.color == "rgb" else frames
+    named = (("golden frame", np.ascontiguousarray(image)) for image in images)
     maps, scores = [], []
-    with closing(inspector_for(bundle, backend, name, maps="always")) as inspector:
-        for start in range(0, len(images), backend.batch):
-            part = images[start : start + backend.batch]
-            batch = [Frame(start + i, 0, np.ascontiguousarray(image), "golden frame") for i, image in enumerate(part)]
-            for verdict in inspector.inspect(batch):
-                assert verdict.map is not None
-                maps.append(verdict.map.copy())
-                scores.append(verdict.score)
+    for verdict in verdicts_on(bundle, backend, named, name, maps="always"):
+        assert verdict.map is not None
+        maps.append(verdict.map.copy())
+        scores.append(verdict.score)
     return np.stack(maps), np.array(scores, np.float32)

@@ -60,21 +60,19 @@ class _Gathering:
         and what waits is handed out. Raises what a source raised, once the frames before it were taken.
         """
         with self._changed:
+            self._stopping |= stop.is_set()
             while not self._enough(most, wait_s):
-                self._stopping = self._stopping or stop.is_set()
-                if self._stopping:
-                    break
                 oldest = self._oldest_ns()
                 # Also awake now and then to see `stop`, which a signal handler sets: a handler must take no lock.
                 left = 0.1 if oldest is None else min(0.1, wait_s - (time.monotonic_ns() - oldest) / 1e9)
                 self._changed.wait(timeout=max(left, 0.0))
+                self._stopping |= stop.is_set()
             present = [(index, frame) for index, frame in enumerate(self._waiting) if frame is not None]
             longest = sorted(present, key=lambda entry: entry[1].captured_at_ns)[:most]
             # Always in the same order: a batch of the same sizes as one before runs in the memory of that one.
             taken = sorted(longest, key=lambda entry: entry[0])
             for index, _ in taken:
                 self._waiting[index] = None
-            self._stopping = self._stopping or stop.is_set()
             self._changed.notify_all()
         if not taken and self._error is not None:
             raise self._error
@@ -91,12 +89,12 @@ class _Gathering:
             thread.join(timeout=2)
 
     def _enough(self, most: int, wait_s: float) -> bool:
-        present = [frame is not None for frame in self._waiting]
-        oldest = self._oldest_ns()
         if self._stopping:
             return True
+        oldest = self._oldest_ns()
         if oldest is None:
             return all(self._ended)
+        present = [frame is not None for frame in self._waiting]
         everybody = all(here or ended for here, ended in zip(present, self._ended, strict=True))
         return everybody or sum(present) >= most or time.monotonic_ns() - oldest >= wait_s * 1e9
 
@@ -114,7 +112,7 @@ class _Gathering:
         finally:
             with self._changed:
                 self._ended[index] = True
-                self._stopping = self._stopping or self._error is not None
+                self._stopping |= self._error is not None
                 self._changed.notify_all()
 
     def _offer(self, index: int, camera: Camera, frame: Frame) -> bool:

@@ -69,6 +69,11 @@ class _View:
     drawn_at: float = -math.inf
     reject_drawn_at: float = -math.inf
 
+    @property
+    def seconds_ago(self) -> float | None:
+        """Age of the last verdict; it grows where a camera has stopped."""
+        return None if self.last is None else (time.monotonic_ns() - self.last.decided_at_ns) / 1e9
+
     def add(self, verdict: Verdict) -> None:
         self.statistics.add(verdict)
         # What the source counted and nobody judged was dropped, or could not be read.
@@ -180,7 +185,7 @@ def _camera_state(view: _View) -> dict[str, Any]:
         "latency_ms": {name: _or_none(counts.latency_ms(name, 50)) for name in LATENCIES},
         "scores": list(view.scores),
         "pictured": view.pictured,
-        "seconds_ago": None if last is None else (time.monotonic_ns() - last.decided_at_ns) / 1e9,
+        "seconds_ago": view.seconds_ago,
         "last": None if last is None else record_from_verdict(last),
     }
 
@@ -207,9 +212,8 @@ def _values(view: _View) -> dict[str, float]:
         "rejects_total": counts.rejects,
         "lost_frames_total": counts.dropped,
     }
-    if last is not None:
-        age_s = (time.monotonic_ns() - last.decided_at_ns) / 1e9
-        values |= {"score": last.score, "threshold": last.threshold, "seconds_since_verdict": age_s}
+    if last is not None and view.seconds_ago is not None:
+        values |= {"score": last.score, "threshold": last.threshold, "seconds_since_verdict": view.seconds_ago}
     return values
 
 

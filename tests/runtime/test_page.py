@@ -50,7 +50,18 @@ def picture(page: PageSink, path: str) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(get(page, path)[1], np.uint8), cv2.IMREAD_COLOR))
 
 
-def give(page: PageSink, score: float, *, index: int = 0, camera: int | None = None, name: str = "line#0") -> None:
+SEEN = np.full((300, 400, 3), 90, np.uint8)
+
+
+def give(
+    page: PageSink,
+    score: float,
+    *,
+    index: int = 0,
+    camera: int | None = None,
+    name: str = "line#0",
+    image: np.ndarray = SEEN,
+) -> None:
     now = time.monotonic_ns()
     verdict = Verdict(
         frame_id=index,
@@ -64,7 +75,7 @@ def give(page: PageSink, score: float, *, index: int = 0, camera: int | None = N
         map=np.full((8, 8), score, np.float32),
         timings_ms={"network": 2.0, "frame": 3.0, "verdict": 4.0},
     )
-    page.take(verdict, Frame(index, now, np.full((300, 400, 3), 90, np.uint8), name))
+    page.take(verdict, Frame(index, now, image, name))
 
 
 def test_the_page_is_one_document_that_loads_nothing_from_elsewhere(serve: Page) -> None:
@@ -137,20 +148,7 @@ def test_a_picture_is_drawn_for_who_looks_and_for_nobody_else(serve: Page, monke
 def test_large_frames_are_shrunk(serve: Page) -> None:
     page = serve()
     get(page, "camera/0.jpg")
-    now = time.monotonic_ns()
-    timings = {"network": 1.0, "frame": 1.0, "verdict": 1.0}
-    verdict = Verdict(
-        frame_id=0,
-        name="x",
-        captured_at_ns=now,
-        decided_at_ns=now,
-        score=0.0,
-        threshold=1.0,
-        anomalous=False,
-        map=np.zeros((8, 8), np.float32),
-        timings_ms=timings,
-    )
-    page.take(verdict, Frame(0, now, np.zeros((3000, 4000), np.uint8), "x"))
+    give(page, 0.0, image=np.zeros((3000, 4000), np.uint8))
     assert picture(page, "camera/0.jpg").shape[1] == 480 + 4 + 480
 
 
