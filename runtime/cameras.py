@@ -17,9 +17,6 @@ from adedge.runtime.pipeline import Inspects, Statistics, close_all
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
 
-WAIT_MS = 5.0
-"""How long a frame waits for frames of other cameras, unless said otherwise."""
-
 
 @dataclass
 class Camera:
@@ -134,7 +131,7 @@ def run_cameras(
     cameras: Sequence[Camera],
     inspector: Inspects,
     *,
-    wait_ms: float = WAIT_MS,
+    wait_ms: float,
     stop: threading.Event | None = None,
     statistics: Statistics | None = None,
     watch: Callable[[Statistics], None] | None = None,

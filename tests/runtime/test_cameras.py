@@ -124,7 +124,9 @@ def test_stopping_ends_the_run_though_every_camera_goes_on() -> None:
     ready, backend = inspector()
     stop = threading.Event()
     cameras = [Camera(Endless(pictures(level)), []) for level in (10, 20)]
-    thread = threading.Thread(target=run_cameras, args=(cameras, ready), kwargs={"stop": stop}, daemon=True)
+    thread = threading.Thread(
+        target=run_cameras, args=(cameras, ready), kwargs={"wait_ms": 5.0, "stop": stop}, daemon=True
+    )
     thread.start()
     deadline = time.monotonic() + 10
     while not backend.calls and time.monotonic() < deadline:
@@ -147,4 +149,4 @@ def test_a_verdict_names_its_camera_and_all_are_counted_together() -> None:
 
 def test_without_a_camera_there_is_nothing_to_run() -> None:
     with pytest.raises(UsageError, match="no camera"):
-        run_cameras([], inspector()[0])
+        run_cameras([], inspector()[0], wait_ms=5.0)

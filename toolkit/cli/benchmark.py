@@ -13,6 +13,7 @@ import typer
 
 from adedge.bundle import IMPORTED, Bundle
 from adedge.cli import app
+from adedge.cli.options import RequireSignature, open_bundle
 from adedge.console import note, output, progress, warn
 from adedge.errors import AdedgeError, DataError, EngineError
 from adedge.specs import TARGETS, Precision, Target, parse_precisions
@@ -46,16 +47,10 @@ def benchmark(
             "counted against."
         ),
     ] = True,
-    require_signature: Annotated[
-        Path | None, typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by KEY.")
-    ] = None,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Measure every engine of a bundle that runs on this machine, and write report.json, report.md and report.html."""
-    opened = Bundle.open(bundle)
-    if require_signature is not None:
-        from adedge.signing import require
-
-        require(opened, require_signature)
+    opened = open_bundle(bundle, require_signature)
     # What the end needs is asked for before minutes of measuring.
     from adedge.benchmarks.plots import require_matplotlib
 

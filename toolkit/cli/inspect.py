@@ -12,6 +12,7 @@ from rich.table import Table
 
 from adedge.bundle import IMPORTED, Bundle, Difference
 from adedge.cli import app
+from adedge.cli.options import RequireSignature, open_bundle
 from adedge.console import output
 from adedge.errors import BundleError
 
@@ -20,20 +21,15 @@ from adedge.errors import BundleError
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="The bundle to look into.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by this key."),
-    ] = None,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Show what a bundle holds and verify the digest of every file in it.
 
     Exits with 1 and one line for each problem where a file was changed, is missing, or does not belong there.
     """
-    from adedge.signing import require, signer_of
+    from adedge.signing import signer_of
 
-    opened = Bundle.open(bundle)
-    if require_signature is not None:
-        require(opened, require_signature)
+    opened = open_bundle(bundle, require_signature)
     problems = opened.verify()
     engines = _engines(opened)
     if as_json:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from adedge.bundle import Bundle
 from adedge.cli import app
+from adedge.cli.options import RequireSignature, open_bundle
 from adedge.console import note, output, progress, warn
 from adedge.errors import EngineError, GateError
 from adedge.specs import Precision, Target
@@ -37,10 +38,7 @@ def prove_command(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by this key."),
-    ] = None,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Prove on the machine that will inspect that its engines decide as the model did.
 
@@ -54,11 +52,7 @@ def prove_command(
     """
     from adedge.export.proof import pictures_with_scores, prove
 
-    bundle = Bundle.open(path)
-    if require_signature is not None:
-        from adedge.signing import require
-
-        require(bundle, require_signature)
+    bundle = open_bundle(path, require_signature)
     with progress("prove") as step:
         pictures = None
         if data is not None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adedge.cli import app, finite
+from adedge.cli.options import RequireSignature, open_bundle
 from adedge.console import console, note, warn
 from adedge.errors import EngineError, MissingDependency, UsageError
 from adedge.specs import Precision, Target
@@ -109,9 +110,7 @@ def run(
     fail_on_reject: Annotated[
         bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} when any frame was rejected.")
     ] = False,
-    require_signature: Annotated[
-        Path | None, typer.Option(metavar="KEY.pub", help="Refuse a bundle not signed by this key.")
-    ] = None,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Inspect every frame of a source; verdicts are JSON lines on stdout, a summary goes to stderr.
 
@@ -122,21 +121,17 @@ def run(
     is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
     """
     _quiet_opencv()
-    from adedge.bundle import Bundle
     from adedge.runtime.cameras import Camera, run_cameras
     from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import Statistics
     from adedge.runtime.pipeline import run as run_pipeline
-    from adedge.signing import require
 
     if len(source) > 1 and not (policy is None and batch == 1 and max_frames is None):
         raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
 
     address = None if page is None else page_address(page)
     _show_logging()
-    opened = Bundle.open(bundle)
-    if require_signature is not None:
-        require(opened, require_signature)
+    opened = open_bundle(bundle, require_signature)
     manifest = opened.manifest
     engine = _load(opened, target, precision, threshold, threads)
     wanted: Maps = "always" if maps or video or page else "rejects" if rejects else "never"
