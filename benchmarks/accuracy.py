@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adedge.benchmarks.latency import Contender
-from adedge.datasets import Sample
+from adedge.data.datasets import Sample
 from adedge.intervals import auroc_interval, pixel_intervals
 from adedge.metrics import auroc, best_f1, pixel_auroc, pro_curve, roc_curve
-from adedge.runtime.pipeline import Inspector
+from adedge.progress import Progress
+from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.sources import Frame
-from adedge.specs import InputSpec, Model, ScoreSpec
+from adedge.specs import InputSpec, Record, ScoreSpec
 
-Progress = Callable[[int, int, str], None]
 CURVE_POINTS = 200
 
 
-class Accuracy(Model):
+class Accuracy(Record):
     """Metrics of one contender on raw scores and maps.
 
     ``auroc_low`` and ``auroc_high`` bound the AUROC with 95% confidence (stratified bootstrap over pictures), as the
@@ -59,7 +59,7 @@ def score_samples(
 ) -> Scored:
     """Maps, raw scores and verdicts of pictures, through the code of `adedge run`, as many at once as it takes."""
     threshold = contender.threshold
-    inspector = Inspector(contender.backend, spec, score, threshold=np.inf if threshold is None else threshold)
+    inspector = HostInspector(contender.backend, spec, score, threshold=np.inf if threshold is None else threshold)
     maps: list[NDArray[np.float32]] = []
     scores: list[float] = []
     for start in range(0, len(samples), contender.backend.batch):

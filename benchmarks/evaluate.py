@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,13 +29,12 @@ from pydantic import BaseModel, ValidationError
 from adedge.benchmarks.published import class_of
 from adedge.bundle import Bundle
 from adedge.console import note, progress
-from adedge.datasets import Dataset, load_dataset
+from adedge.data.datasets import Dataset, load_dataset
+from adedge.data.labelled_sets import CLASSES, SETS
+from adedge.data.layouts import classes_in, found_in
 from adedge.errors import AdedgeError, DataError, UsageError
-from adedge.labelled_sets import CLASSES, SETS
-from adedge.layouts import classes_in, found_in
-from adedge.specs import Model
-
-Progress = Callable[[int, int, str], None]
+from adedge.progress import Progress
+from adedge.specs import Record
 
 METRICS: Mapping[str, str] = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
@@ -56,7 +55,7 @@ POLL_S = 0.1  # how often running cells are looked after
 BATCH = 8  # pictures at once while measuring
 
 
-class Column(Model):
+class Column(Record):
     """A data set, ``data`` as `load_dataset` takes it: class ``name`` of the ``collection`` that a table is about."""
 
     collection: str
@@ -64,7 +63,7 @@ class Column(Model):
     data: str
 
 
-class Task(Model):
+class Task(Record):
     """One cell: ``system`` of `SYSTEMS`, what it is trained with, on ``column``, from ``seed``."""
 
     system: str
@@ -79,7 +78,7 @@ class Task(Model):
         return f"{self.system.replace('/', '-')}.{self.column.collection}.{self.column.name}.{self.seed}"
 
 
-class Request(Model):
+class Request(Record):
     """A task with what does not change its result: where things lie, and with what it is computed."""
 
     task: Task
@@ -90,7 +89,7 @@ class Request(Model):
     keep_bundle: bool = False
 
 
-class Measured(Model):
+class Measured(Record):
     """A metric with its interval (95%, bootstrap over test pictures)."""
 
     value: float
@@ -98,7 +97,7 @@ class Measured(Model):
     high: float
 
 
-class Cell(Model):
+class Cell(Record):
     """What a task gave, with what is needed to repeat it.
 
     ``system`` is that of the trained bundle, and ``known`` the published collection and class that the data is, for the
@@ -341,7 +340,7 @@ def _last_line(log: Path, returncode: int) -> str:
 
 def measure(request: Request) -> Cell:
     """Train the task's bundle, or take it where it is, measure it on the test set, and write its cell."""
-    from adedge.training import checkpoint_directory
+    from adedge.methods.training import checkpoint_directory
 
     task = request.task
     # All training pictures are used, as in the papers: nothing is calibrated here.
@@ -376,7 +375,7 @@ def measure(request: Request) -> Cell:
 def _trained(request: Request, dataset: Dataset, path: Path) -> Bundle:
     """The task's bundle: the one at ``path`` if it is just that, else trained."""
     from adedge.methods import method_named
-    from adedge.training import train
+    from adedge.methods.training import train
 
     task = request.task
     method = method_named(task.system.partition("/")[0]).for_dataset(dataset, **task.options)
@@ -410,7 +409,7 @@ def _metrics(bundle: Bundle, dataset: Dataset) -> dict[str, Measured]:
     from adedge.benchmarks.accuracy import accuracy, masks_at_map_size, score_samples
     from adedge.benchmarks.latency import Contender
     from adedge.methods import detector_function
-    from adedge.runtime.backend import FakeBackend
+    from adedge.runtime.backends import FakeBackend
 
     manifest = bundle.manifest
     backend = FakeBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)

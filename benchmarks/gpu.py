@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from adedge.benchmarks.machine import machine_facts
 from adedge.errors import AdedgeError, EngineError, MissingDependency
-from adedge.runtime.cuda import Gpu, Launch, Resources, load_cuda
-from adedge.runtime.cuda_graph import Graph
-from adedge.runtime.cuda_kernels import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
-from adedge.runtime.cuda_pipeline import CudaInspector
-from adedge.runtime.kernel_cache import KERNELS, Compiler, find_compiler, kernel_image
+from adedge.runtime.cuda.driver import Gpu, Launch, Resources, load_cuda
+from adedge.runtime.cuda.graph import Graph
+from adedge.runtime.cuda.inspector import CudaInspector
+from adedge.runtime.cuda.kernel_cache import KERNELS, Compiler, find_compiler, kernel_image
+from adedge.runtime.cuda.launches import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
 from adedge.runtime.preprocess import Preprocessor, value_tables
 from adedge.runtime.sources import Frame
 from adedge.runtime.tiling import cut_tiles, merge_maximum
@@ -539,7 +539,7 @@ def time_loop(rounds: int, *, graph: bool, cuda: Callable[[], Gpu]) -> Row:
             times = verdict.timings_ms
             stages = sum(times[name] for name in ("copy", "upload", "preprocess", "network", "scoring"))
             samples.append(1e3 * (times["frame"] - stages))
-        obstacle = inspector.graph_obstacle
+        obstacle = inspector.graph_disabled_reason
         inspector.close()
         engine.close()
     if graph and obstacle is not None:

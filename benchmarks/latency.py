@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import EngineError, UsageError
-from adedge.runtime.backend import Backend
-from adedge.runtime.cuda_pipeline import CudaInspector, inspector_on
-from adedge.runtime.pipeline import Inspector, run
+from adedge.progress import Progress
+from adedge.runtime.backends import Backend
+from adedge.runtime.cuda.inspector import CudaInspector, inspector_on
+from adedge.runtime.host_inspector import HostInspector
+from adedge.runtime.pipeline import run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
-from adedge.specs import InputSpec, Model, ScoreSpec
+from adedge.specs import InputSpec, Record, ScoreSpec
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 ROUND = 10  # batches that one contender is given before it is the next one's turn
 BUSY = 0.7  # share of the slowest contender's capacity that the paced source asks for
 
@@ -40,7 +41,7 @@ class Contender:
     threshold: float | None = None
 
 
-class Percentiles(Model):
+class Percentiles(Record):
     """Latency in milliseconds; percentiles by linear interpolation between samples, which are kept in order."""
 
     p50: float
@@ -50,7 +51,7 @@ class Percentiles(Model):
     samples_ms: tuple[float, ...]
 
 
-class Latency(Model):
+class Latency(Record):
     """The latencies of one contender, its throughput, and the rate in frames per second behind "verdict".
 
     "network" and "frame" are those of a whole ``batch``; "verdict" is that of one frame.
@@ -138,7 +139,7 @@ def measure_latency(
 
 
 def _inspect(
-    inspector: Inspector | CudaInspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
+    inspector: HostInspector | CudaInspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
 ) -> list[tuple[float, float]]:
     """(network, frame) milliseconds of ``count`` batches."""
     timings = []
@@ -153,7 +154,7 @@ def _inspect(
 
 
 def _paced(
-    inspector: Inspector | CudaInspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
+    inspector: HostInspector | CudaInspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
 ) -> list[float]:
     """Verdict latencies in milliseconds of frames that arrive ``rate`` times a second."""
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adedge.datasets import Dataset
-from adedge.labelled_sets import CLASSES, SETS
+from adedge.data.datasets import Dataset
+from adedge.data.labelled_sets import CLASSES, SETS
 
 MVTEC_AD = "mvtec-ad"
 

@@ -14,18 +14,18 @@ from pydantic import Field
 from adedge.benchmarks import plots
 from adedge.benchmarks.accuracy import Accuracy, Scored
 from adedge.benchmarks.latency import Latency
-from adedge.datasets import Sample
+from adedge.data.datasets import Sample
 from adedge.intervals import rate_bound
 from adedge.runtime.engines import EngineRecord
 from adedge.runtime.overlay import SheetRow, picture_sheet
-from adedge.specs import Model
+from adedge.specs import Record
 
 SHOWN = 8  # pictures in a sheet of heat maps, more where verdicts differ
 HEAD = ("engine", "network p50", "frame p50", "frame p99", "verdict p50", "frames/s", "AUROC", "95% interval")
 HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "flips")
 
 
-class Report(Model):
+class Report(Record):
     """report.json: what was measured, on what, and with which call; latencies in milliseconds, one frame at a time.
 
     ``reference`` is the contender that flips are counted against.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.calibration.graph import (
+from adedge.calibration.onnx_model import (
     GraphProto,
     ModelProto,
     NodeProto,

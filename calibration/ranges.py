@@ -7,7 +7,7 @@ its absolute values: memory does not grow with the number of pictures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError, DataError, MissingDependency
-from adedge.specs import Model
+from adedge.progress import Progress
+from adedge.specs import Record
 
-Method = Literal["entropy", "percentile", "minmax"]
-METHODS: tuple[Method, ...] = get_args(Method)
-Progress = Callable[[int, int, str], None]
+RangeMethod = Literal["entropy", "percentile", "minmax"]
+METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 
 BINS = 2048
 PERCENTILE = 99.99
 LEVELS = 128  # an INT8 magnitude is one of 0 ... 127
 
 
-class Ranges(Model):
+class Ranges(Record):
     """ranges.json: the largest magnitude that INT8 shall represent, for each tensor of the FP32 graph.
 
     A tensor's scale is its range / 127. ``graph_sha256`` is that of the FP32 graph and ``data_digest`` that of the
     pictures. ``float_nodes`` are the nodes that stay in floating point, and ``notes`` says why (see `sensitivity`).
     """
 
-    method: Method
+    method: RangeMethod
     pictures: int = Field(ge=1)
     data_digest: str
     graph_sha256: str
@@ -72,7 +72,7 @@ class Histogram:
         bins = np.minimum((magnitudes * np.float32(BINS / self.limit)).astype(np.int64), BINS - 1)
         self.counts += np.bincount(bins, minlength=BINS)
 
-    def range(self, method: Method) -> float:
+    def range(self, method: RangeMethod) -> float:
         """The largest magnitude that INT8 shall represent; 0 where all values are 0."""
         if method == "minmax" or self.largest == 0.0:
             return self.largest
@@ -84,7 +84,7 @@ def collect_ranges(
     graph: bytes,
     tensors: Iterable[str],
     frames: Iterable[NDArray[np.float32]],
-    method: Method = "minmax",
+    method: RangeMethod = "minmax",
     *,
     data_digest: str,
     progress: Progress | None = None,
@@ -140,7 +140,7 @@ def _session(graph: bytes, tensors: Iterable[str]) -> tuple[Any, str]:
         import onnxruntime as ort
     except ModuleNotFoundError as exc:
         raise MissingDependency("onnxruntime", "export", "measuring INT8 ranges") from exc
-    from adedge.calibration.graph import TensorProto, helper, parse
+    from adedge.calibration.onnx_model import TensorProto, helper, parse
 
     model = parse(graph)
     known = {value.name for value in (*model.graph.input, *model.graph.output)}

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.calibration.graph import multiply_accumulates, parse
+from adedge.calibration.onnx_model import multiply_accumulates, parse
 from adedge.calibration.qdq import convolutions, first_and_last, int8_from_fp32, quantisable_nodes
-from adedge.calibration.ranges import Progress, Ranges
+from adedge.calibration.ranges import Ranges
 from adedge.errors import AdedgeError, DataError
+from adedge.progress import Progress
 
 Floats = NDArray[np.float32]
 Score = Callable[[bytes, Floats], tuple[Floats, Floats]]

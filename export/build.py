@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, GateError
-from adedge.export.builders import GRAPHS, BuildOptions, Built, Progress, Source, builder_of
+from adedge.export.builders import GRAPHS, BuildOptions, Built, Source, builder_of
 from adedge.export.verify import difference
-from adedge.runtime.backend import Backend
-from adedge.runtime.engines import EngineRecord, engine_folder, obstacle, open_plan
-from adedge.runtime.tensorrt import TensorRTBackend
+from adedge.progress import Progress
+from adedge.runtime.backends import Backend
+from adedge.runtime.backends.tensorrt import TensorRTBackend
+from adedge.runtime.engines import EngineRecord, engine_folder, incompatibility, open_plan
 from adedge.specs import Precision, Target
 
 
@@ -106,7 +107,7 @@ def self_test(bundle: Bundle, record: EngineRecord, plan: bytes) -> EngineRecord
 
     A plan of TensorRT-RTX may be for another machine than this one; every other plan must run here.
     """
-    reason = obstacle(record) if record.target == "tensorrt-rtx" else None
+    reason = incompatibility(record) if record.target == "tensorrt-rtx" else None
     if reason is not None:
         capabilities = ", ".join(record.compute_capabilities)
         status = f"built ahead of time for compute capability {capabilities}; self-test not run: {reason}"

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from adedge.bundle import IMPORTED, Bundle, Normalisation, Threshold
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
-from adedge.datasets import Dataset, Sample
+from adedge.data.datasets import Dataset, Sample
+from adedge.data.pictures import conform
 from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
 from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
-    Progress,
     dropped_thresholds,
     graph_files,
     is_new,
@@ -39,17 +39,18 @@ from adedge.export.graphs import (
 from adedge.export.verify import network_input
 from adedge.golden import stain
 from adedge.methods import detector_function, require_torch
-from adedge.pictures import conform
-from adedge.runtime.backend import Backend, FakeBackend
-from adedge.runtime.cuda_pipeline import Maps, inspector_on
+from adedge.progress import Progress
+from adedge.runtime.backends import Backend, FakeBackend
+from adedge.runtime.cuda.inspector import inspector_on
 from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.runtime.inspector import Maps
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 from adedge.scoring import maps_and_scores
 from adedge.specs import PRECISIONS, InputSpec, Precision
 
 if TYPE_CHECKING:
-    from adedge.calibration.ranges import Method, Ranges
+    from adedge.calibration.ranges import RangeMethod, Ranges
     from adedge.calibration.sensitivity import Limits
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def calibrate(
     dataset: Dataset,
     *,
     precisions: Sequence[Precision] = PRECISIONS,
-    method: Method = "minmax",
+    method: RangeMethod = "minmax",
     false_alarm_rate: float = 0.01,
     limits: Limits | None = None,
     progress: Progress | None = None,
@@ -98,8 +99,8 @@ def calibrate(
     `MissingDependency`.
     """
     require_packages()
-    from adedge.calibration.graph import OPSET
-    from adedge.export.onnx_graph import export_fp32
+    from adedge.calibration.onnx_model import OPSET
+    from adedge.export.fp32 import export_fp32
 
     parts = split_pictures(bundle, dataset, false_alarm_rate)
     manifest = bundle.manifest
@@ -126,7 +127,7 @@ def calibrate(
                 thresholds[name] = _threshold(scores, false_alarm_rate, parts)
 
         # Flips are counted against the thresholds that are about to be stored.
-        fitted = manifest.but(normalisation=_normalisation(reference), thresholds=thresholds)
+        fitted = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
         made = verified(Bundle(bundle.path, fitted), files, ranges, progress=progress)
         changed = {one.record.file for one in made if is_new(manifest, one)}
         notes = store(draft, made)
@@ -136,7 +137,7 @@ def calibrate(
             thresholds[name] = _threshold(scores_of(name, backend), false_alarm_rate, parts)
         # Engines of other machines keep their thresholds as long as their graphs stay.
         thresholds = {**draft.manifest.thresholds, **thresholds}
-        draft.manifest = draft.manifest.but(normalisation=fitted.normalisation, thresholds=thresholds)
+        draft.manifest = draft.manifest.replace(normalisation=fitted.normalisation, thresholds=thresholds)
         notes += dropped_thresholds(manifest, draft.manifest)
     return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
 
@@ -185,7 +186,7 @@ def fit_thresholds(
             "run 'adedge build-engine' first"
         )
     with bundle.edit() as draft:
-        draft.manifest = draft.manifest.but(thresholds={**draft.manifest.thresholds, **thresholds})
+        draft.manifest = draft.manifest.replace(thresholds={**draft.manifest.thresholds, **thresholds})
     return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
 
 
@@ -246,7 +247,7 @@ def measure_int8(
     fp32: bytes,
     bundle: Bundle,
     samples: Sequence[Sample],
-    method: Method,
+    method: RangeMethod,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Ranges:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle, Difference, Draft, Graph, Manifest
 from adedge.errors import BundleError, MissingDependency
 from adedge.export.verify import Run, check_tolerance, difference, read_golden, tolerance_of
-from adedge.runtime.onnxruntime import OnnxRuntimeBackend
+from adedge.progress import Progress
+from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.specs import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import Ranges
 
-Progress = Callable[[int, int, str], None]
 BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class VerifiedGraph:
     """A verified graph: its stem ("scored.int8"), precision, file contents, and what the manifest says of it."""
 
     stem: str
@@ -54,9 +54,9 @@ def export_graphs(
     `BundleError`, `EngineError`, `MissingDependency`.
     """
     require_packages()
-    from adedge.calibration.graph import OPSET
+    from adedge.calibration.onnx_model import OPSET
     from adedge.calibration.ranges import ranges_from_json
-    from adedge.export.onnx_graph import export_fp32
+    from adedge.export.fp32 import export_fp32
 
     notes: list[str] = []
     with bundle.edit() as draft:
@@ -88,9 +88,9 @@ def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | N
 
     INT8 with FP16 around it is made where both precisions are asked for.
     """
-    from adedge.calibration.graph import FP16_SCALES_OPSET, convert_opset, parse, serialise
+    from adedge.calibration.onnx_model import FP16_SCALES_OPSET, convert_opset, parse, serialise
     from adedge.calibration.qdq import int8_from_fp32
-    from adedge.export.precision import fp16_from_fp32
+    from adedge.export.fp16 import fp16_from_fp32
 
     files = {"fp32": fp32}
     if "fp16" in precisions:
@@ -110,12 +110,12 @@ def verified(
     *,
     with_scoring: bool = False,
     progress: Progress | None = None,
-) -> list[Made]:
+) -> list[VerifiedGraph]:
     """Compare every graph with PyTorch, with scoring too where asked for or where the bundle has such graphs already.
 
     Raises `GateError` where one is further away than its tolerance.
     """
-    from adedge.export.scoring_graph import append_scoring
+    from adedge.export.onnx_scoring import append_scoring
 
     manifest = bundle.manifest
     with_scoring = with_scoring or any(graph.with_scoring for graph in manifest.graphs.values())
@@ -132,9 +132,9 @@ def verified(
     return made
 
 
-def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Ranges | None) -> Made:
+def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Ranges | None) -> VerifiedGraph:
     """One graph's comparison with PyTorch, as its record."""
-    from adedge.calibration.graph import opset_of, parse
+    from adedge.calibration.onnx_model import opset_of, parse
 
     prefix, kind = stem.split(".")
     precision = precision_of(stem)
@@ -152,7 +152,7 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
     elif precision == "int8" and ranges is not None:
         notes = ranges.notes
     model = parse(data)
-    return Made(
+    return VerifiedGraph(
         stem=stem,
         precision=precision,
         data=data,
@@ -170,7 +170,7 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
     )
 
 
-def store(draft: Draft, made: Sequence[Made]) -> list[str]:
+def store(draft: Draft, made: Sequence[VerifiedGraph]) -> list[str]:
     """Write graphs and their records, and drop thresholds of precisions whose graph changed.
 
     A changed FP32 graph takes the graphs along that came from the old one and were not made anew; returns a sentence
@@ -192,11 +192,11 @@ def store(draft: Draft, made: Sequence[Made]) -> list[str]:
         for key, value in draft.manifest.thresholds.items()
         if key.startswith("pytorch/") or key.split("/")[1] not in gone
     }
-    draft.manifest = draft.manifest.but(graphs=graphs, thresholds=thresholds)
+    draft.manifest = draft.manifest.replace(graphs=graphs, thresholds=thresholds)
     return [f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now" for stem in stale]
 
 
-def is_new(manifest: Manifest, made: Made) -> bool:
+def is_new(manifest: Manifest, made: VerifiedGraph) -> bool:
     """Whether a graph's file is not the one that the bundle has."""
     record = manifest.files.get(made.record.file)
     return record is None or record.sha256 != _sha256(made.data)
@@ -239,7 +239,7 @@ def run_with_onnxruntime(graph: bytes) -> Run:
 
 def onnxruntime_backend(graph: bytes, batch: int = BATCH) -> OnnxRuntimeBackend:
     """A graph in ONNX Runtime, for ``batch`` frames at once if it takes as many as one likes."""
-    from adedge.calibration.graph import frames_at_once
+    from adedge.calibration.onnx_model import frames_at_once
 
     return OnnxRuntimeBackend(graph, batch=frames_at_once(graph, batch))
 
@@ -248,7 +248,7 @@ def emulate_fp16(bundle: Bundle, fp32: bytes) -> Difference:
     """The golden frames' difference with every weight and activation rounded to FP16, as on a GPU."""
     import onnxruntime as ort
 
-    from adedge.export.precision import rounded_to_fp16
+    from adedge.export.fp16 import rounded_to_fp16
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -1,6 +1,6 @@
 """A bundle from any ONNX anomaly detector that gives a map, a score, or both: from then on everything works.
 
-The graph is brought into the form that this package's own exports have (see `adedge.export.onnx_graph`): one input
+The graph is brought into the form that this package's own exports have (see `adedge.export.fp32`): one input
 "frame" (N, C, H, W), an output "map" (N, 1, H, W) of the input's size, and "score" (N,) where the detector gives its
 own. There is no PyTorch model behind such a bundle: ONNX Runtime's FP32 results of this graph are the reference that
 every other graph and engine is compared with.
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from adedge import __version__
 from adedge.bundle import IMPORTED, Bundle, Manifest, Provenance, check_creatable, create, sha256_of
-from adedge.calibration.graph import (
+from adedge.calibration.onnx_model import (
     OPSET,
     GraphProto,
     ModelProto,
@@ -39,9 +39,9 @@ from adedge.calibration.graph import (
     renamed,
     serialise,
 )
-from adedge.datasets import Dataset
+from adedge.data.datasets import Dataset
 from adedge.errors import EngineError, GateError, MissingDependency, UsageError
-from adedge.export.onnx_graph import INPUT, strip_metadata
+from adedge.export.fp32 import INPUT, strip_metadata
 from adedge.export.verify import network_input
 from adedge.golden import GoldenFrames, choose_frames, golden_file
 from adedge.scoring import maps_and_scores
@@ -173,7 +173,7 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
     spec = _input_spec(path, model, description)
     outputs = _outputs(path, model, description)
     score = _score_spec(path, outputs, description)
-    notes = _obstacles_to_tensorrt(model)
+    notes = _incompatibilities_with_tensorrt(model)
     frames = choose_frames(golden, spec)
     x = network_input(frames.frames, spec)
     # One frame at a time, which every graph can do.
@@ -451,15 +451,15 @@ def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, at_once: int) -> l
         raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from error
 
 
-def _obstacles_to_tensorrt(model: ModelProto) -> list[str]:
+def _incompatibilities_with_tensorrt(model: ModelProto) -> list[str]:
     """Sentences about what TensorRT's parser will not take; a build has the last word."""
     notes = []
-    strangers = sorted(
+    unexpected = sorted(
         {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
         | {node.op_type for node in model.graph.node if node.op_type in UNKNOWN_TO_TENSORRT}
     )
-    if strangers:
-        notes.append(f"TensorRT knows no {', '.join(strangers)}: its engines cannot be built from this graph as it is")
+    if unexpected:
+        notes.append(f"TensorRT knows no {', '.join(unexpected)}: its engines cannot be built from this graph as it is")
     if opset_of(model) > OPSET:
         notes.append(f"opset {opset_of(model)}: TensorRT 8.5 and 8.6 parse at most {OPSET}, later ones take more")
     return notes

@@ -15,27 +15,27 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from adedge.bundle import Bundle, Difference
-from adedge.datasets import Sample
+from adedge.data.datasets import Sample
 from adedge.errors import AdedgeError, BundleError, GateError, MissingDependency
 from adedge.export.calibrate import reference_backend, score_pictures, verdicts_on
-from adedge.export.graphs import Progress
 from adedge.export.verify import check_tolerance, difference_of, read_golden, tolerance_of
 from adedge.intervals import rate_bound
-from adedge.runtime.backend import Backend
+from adedge.progress import Progress
+from adedge.runtime.backends import Backend
 from adedge.runtime.engines import engines_in, load_engine
-from adedge.specs import Model, Precision, Target
+from adedge.specs import Precision, Record, Target
 
 REFERENCE_SCORES = "reference-scores.json"
 
 
-class ReferenceScores(Model):
+class ReferenceScores(Record):
     """reference-scores.json: the raw score that the model with these weights gave each picture, by picture digest."""
 
     weights_sha256: str
     scores: dict[str, float]
 
 
-class Proof(Model):
+class Proof(Record):
     """What one engine did on this machine, compared with the model.
 
     ``golden`` is its difference on the golden frames; where the engine cannot run here it is None, and ``problem`` says

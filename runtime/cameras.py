@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from adedge.errors import UsageError
-from adedge.runtime.pipeline import Inspects, Statistics, close_all
+from adedge.runtime.inspector import Inspector
+from adedge.runtime.pipeline import close_all
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
+from adedge.runtime.statistics import Statistics
 
 
 @dataclass
@@ -129,7 +131,7 @@ class _Gathering:
 
 def run_cameras(
     cameras: Sequence[Camera],
-    inspector: Inspects,
+    inspector: Inspector,
     *,
     wait_ms: float,
     stop: threading.Event | None = None,

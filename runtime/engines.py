@@ -15,18 +15,18 @@ from pydantic import Field, ValidationError
 
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, EngineError, MissingDependency
-from adedge.runtime.backend import Backend, Here
-from adedge.specs import PRECISIONS, TARGETS, Model, Precision, Target
+from adedge.runtime.backends import Backend, MachineInfo
+from adedge.specs import PRECISIONS, TARGETS, Precision, Record, Target
 
 
-class Tensor(Model):
+class Tensor(Record):
     """An engine's input or output: its name, and its shape without the batch."""
 
     name: str
     shape: tuple[int, ...]
 
 
-class EngineRecord(Model):
+class EngineRecord(Record):
     """engine.json: what a plan is, what it was built from, and how far it is from PyTorch.
 
     ``plan`` and ``graph`` are names inside the bundle. ``batch`` is the (least, usual, most) frames at once.
@@ -82,7 +82,8 @@ def load_engine(
 ) -> Backend:
     """Check an engine of the bundle against the bundle and this machine, then load it.
 
-    ``threads`` and ``spin`` are those of `adedge.runtime.onnxruntime.OnnxRuntimeBackend`; other targets ignore them.
+    ``threads`` and ``spin`` are those of `adedge.runtime.backends.onnxruntime.OnnxRuntimeBackend`; other targets ignore
+    them.
     Raises `EngineError` (an engine is absent, stale, or for another machine), `BundleError` (files were changed), or
     `MissingDependency` (the library that executes it is not installed).
     """
@@ -141,7 +142,7 @@ def check_bundle(record: EngineRecord, bundle: Bundle) -> None:
         )
 
 
-def check_machine(record: EngineRecord, here: Here) -> None:
+def check_machine(record: EngineRecord, here: MachineInfo) -> None:
     """Compare a TensorRT record with this machine: library version, processor, GPU. Raises `EngineError`."""
     engine = f"the {record.target}/{record.precision} engine"
     remedy = f"{_rebuild(record.target, record.precision)} on this machine"
@@ -161,12 +162,12 @@ def check_machine(record: EngineRecord, here: Here) -> None:
         )
 
 
-def obstacle(record: EngineRecord) -> str | None:
+def incompatibility(record: EngineRecord) -> str | None:
     """Why this machine cannot execute a plan of TensorRT or TensorRT-RTX; None where it can."""
-    from adedge.runtime.tensorrt import load_libraries, machine_here
+    from adedge.runtime.backends.tensorrt import load_libraries, machine_info
 
     try:
-        check_machine(record, machine_here(load_libraries(record.target)))
+        check_machine(record, machine_info(load_libraries(record.target)))
     except (EngineError, MissingDependency) as error:
         return str(error)
     return None
@@ -202,14 +203,14 @@ def version_tuple(text: str) -> tuple[int, ...]:
 def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, spin: bool = False) -> Backend:
     """Load a plan that was checked against its bundle, after checking it against this machine."""
     if record.target == "onnxruntime":
-        from adedge.runtime.onnxruntime import OnnxRuntimeBackend
+        from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
         backend: Backend = OnnxRuntimeBackend(plan, batch=record.batch[2], threads=threads, spin=spin)
     else:
-        from adedge.runtime.tensorrt import TensorRTBackend, load_libraries, machine_here
+        from adedge.runtime.backends.tensorrt import TensorRTBackend, load_libraries, machine_info
 
         libraries = load_libraries(record.target)
-        check_machine(record, machine_here(libraries))
+        check_machine(record, machine_info(libraries))
         backend = TensorRTBackend(
             plan,
             libraries,

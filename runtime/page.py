@@ -26,9 +26,9 @@ import cv2
 
 from adedge.errors import OutputError, UsageError
 from adedge.runtime.overlay import annotate, shrunk
-from adedge.runtime.pipeline import LATENCIES, Statistics
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame
+from adedge.runtime.statistics import LATENCIES, Statistics
 from adedge.runtime.verdict import Verdict, record_from_verdict
 
 log = logging.getLogger(__name__)

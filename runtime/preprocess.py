@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.data.pictures import check_frame
 from adedge.errors import DataError
-from adedge.pictures import check_frame
 from adedge.specs import InputSpec
 
 
 class Preprocessor:
     """Resizes, reorders and scales up to ``batch`` frames into a fixed float buffer.
 
-    Equals `adedge.pictures.conform` followed by (pixel * scale - mean) / std. A pixel has 256 values, so that formula
-    is a table for each channel, computed once in float64; planes are taken in the network's order, which makes the
-    change from BGR to RGB and from (H, W, C) to (C, H, W) free. Buffers are allocated once, none in a call.
+    Equals `adedge.data.pictures.conform` followed by (pixel * scale - mean) / std. A pixel has 256 values, so that
+    formula is a table for each channel, computed once in float64; planes are taken in the network's order, which makes
+    the change from BGR to RGB and from (H, W, C) to (C, H, W) free. Buffers are allocated once, none in a call.
     """
 
     def __init__(self, spec: InputSpec, batch: int) -> None:

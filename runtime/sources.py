@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.data.pictures import PICTURE_SUFFIXES, list_pictures, read_picture
 from adedge.errors import DataError, SourceError, UsageError
-from adedge.pictures import PICTURE_SUFFIXES, list_pictures, read_picture
 
 Notify = Callable[[str], None]
 Connect = Callable[[], cv2.VideoCapture]
@@ -454,7 +454,7 @@ def _csi_pipeline(address: str, options: Mapping[str, int]) -> str:
 
 
 def _synthetic(uri: str, texture: str, query: str) -> FrameSource:
-    from adedge.synthesis import SIZE, STRIP, moving_frames, photograph
+    from adedge.data.synthesis import SIZE, STRIP, moving_frames, photograph
 
     options = _numbers(uri, query, {"seed": 0, "frames": 240, "size": SIZE, "speed": 2})
     if not 32 <= options["size"] <= STRIP or options["speed"] < 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adedge.runtime.kernel_cache import Compiler
+from adedge.runtime.cuda.kernel_cache import Compiler
 
 
 def pytest_configure() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle
-from adedge.synthesis import write_demo_dataset
+from adedge.data.synthesis import write_demo_dataset
 
 PRECISIONS = ("fp32", "fp16", "int8")
 

@@ -34,7 +34,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError
-from adedge.specs import InputSpec, Model, ScoreSpec
+from adedge.specs import InputSpec, Record, ScoreSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -42,14 +42,14 @@ SIGNATURE = "bundle.sig"
 IMPORTED = "imported"  # the method of a detector that came as an ONNX file
 
 
-class FileRecord(Model):
+class FileRecord(Record):
     """What a file of the bundle must be: its sha256 (hex) and size in bytes."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class Normalisation(Model):
+class Normalisation(Record):
     """Mean and standard deviation of held-out good pictures' raw scores under PyTorch: z = (score - mean) / std.
 
     For display and comparison only; verdicts and metrics use raw scores.
@@ -60,7 +60,7 @@ class Normalisation(Model):
     pictures: int = Field(ge=2)
 
 
-class Threshold(Model):
+class Threshold(Record):
     """A frame is anomalous when its raw score exceeds ``value``.
 
     Split-conformal: with ``pictures`` held-out good pictures a further good picture exceeds it with probability at
@@ -73,7 +73,7 @@ class Threshold(Model):
     data_digest: str
 
 
-class Difference(Model):
+class Difference(Record):
     """How far a graph or engine is from PyTorch on the golden frames.
 
     ``map_error`` and ``score_error`` are maximum absolute differences of raw anomaly maps and scores. ``flips`` counts
@@ -88,7 +88,7 @@ class Difference(Model):
     auroc_change: float | None = None
 
 
-class Graph(Model):
+class Graph(Record):
     """One ONNX file: which network it is a precision of, and how far it is from PyTorch."""
 
     file: str
@@ -102,7 +102,7 @@ class Graph(Model):
     notes: tuple[str, ...] = ()
 
 
-class Provenance(Model):
+class Provenance(Record):
     """Where a bundle comes from."""
 
     created: str
@@ -115,7 +115,7 @@ class Provenance(Model):
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
-class Manifest(Model):
+class Manifest(Record):
     """The contents of bundle.json.
 
     ``network`` holds the arguments that rebuild the networks (see `adedge.methods`). ``thresholds`` is keyed
@@ -145,7 +145,7 @@ class Manifest(Model):
         """What thresholds and flips are counted against: PyTorch, or ONNX Runtime where there is no PyTorch model."""
         return "onnxruntime/fp32" if self.method == IMPORTED else "pytorch/fp32"
 
-    def but(self, **changes: Any) -> Manifest:
+    def replace(self, **changes: Any) -> Manifest:
         """A copy with ``changes``, validated."""
         return Manifest.model_validate({**self.model_dump(), **changes})
 
@@ -238,7 +238,7 @@ class Bundle:
 
             with bundle.edit() as draft:
                 draft.write("golden.npz", data)
-                draft.manifest = draft.manifest.but(normalisation=normalisation)
+                draft.manifest = draft.manifest.replace(normalisation=normalisation)
 
         A signature is dropped, since it no longer holds. Raises `BundleError` where another process is writing the
         bundle, where it changed since it was opened, or where the disk is full.
@@ -307,7 +307,7 @@ class Draft:
             else:
                 _flush(path)
                 files[name] = FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
-        self.manifest = self.manifest.but(files={k: v.model_dump() for k, v in files.items()})
+        self.manifest = self.manifest.replace(files={k: v.model_dump() for k, v in files.items()})
         manifest = self.path(MANIFEST)
         manifest.write_bytes(_encode(self.manifest))
         _flush(manifest)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from adedge.progress import Progress
 
 console = Console(stderr=True, highlight=False, emoji=False)  # "synthetic:brick:" is no emoji
 output = Console(highlight=False, emoji=False)
 
-Step = Callable[[int, int, str], None]
-
 
 @contextmanager
-def progress(title: str) -> Iterator[Step]:
+def progress(title: str) -> Iterator[Progress]:
     """A progress bar with elapsed and remaining time; yields the callback ``step(done, total, text)``.
 
     Not a terminal (a log file, CI): one line at each tenth instead of a bar.
@@ -40,7 +34,7 @@ def progress(title: str) -> Iterator[Step]:
 
         yield log
         return
-    bar = Progress(
+    bar = ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

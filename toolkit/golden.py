@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.datasets import Dataset, Sample
+from adedge.data.datasets import Dataset, Sample
+from adedge.data.pictures import conform
 from adedge.errors import DataError
-from adedge.pictures import conform
 from adedge.specs import InputSpec
 
 PER_LABEL = 16

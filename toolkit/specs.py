@@ -19,13 +19,13 @@ Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
-class Model(BaseModel):
+class Record(BaseModel):
     """Base of everything stored in a bundle: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Tiling(Model):
+class Tiling(Record):
     """Large pictures are cut into overlapping tiles whose maps are merged by maximum.
 
     ``tile`` and ``stride`` are in pixels. The last tile of a row or column is moved inwards so that it ends at the
@@ -42,7 +42,7 @@ class Tiling(Model):
         return self
 
 
-class InputSpec(Model):
+class InputSpec(Record):
     """From a frame (uint8, H x W x C, BGR or grey) to the network's input (float32, N x C x H x W).
 
     x = (pixel * scale - mean) / std per channel, in ``color`` order. ``resize`` "stretch" resizes the frame to
@@ -81,7 +81,7 @@ class InputSpec(Model):
         return self.channels, self.height, self.width
 
 
-class Dssim(Model):
+class Dssim(Record):
     """Map = DSSIM of the network's two output images, (1 - SSIM) / 2, uniform window, mean over channels."""
 
     kind: Literal["dssim"] = "dssim"
@@ -95,27 +95,27 @@ class Dssim(Model):
         return self
 
 
-class ReadyMap(Model):
+class ReadyMap(Record):
     """The network's first output already is the anomaly map (N x H x W, or N x 1 x H x W), of the input's size."""
 
     kind: Literal["map"] = "map"
 
 
-class Uniform(Model):
+class Uniform(Record):
     """Mean over a ``size`` x ``size`` window."""
 
     kind: Literal["uniform"] = "uniform"
     size: int = Field(ge=2)
 
 
-class Gaussian(Model):
+class Gaussian(Record):
     """Gaussian filter, ``sigma`` in pixels, truncated at 4 sigma."""
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: float = Field(gt=0)
 
 
-class Opening(Model):
+class Opening(Record):
     """Greyscale morphological opening with an ellipse of ``size`` x ``size`` (size 3: a cross)."""
 
     kind: Literal["opening"] = "opening"
@@ -126,7 +126,7 @@ Comparison = Annotated[Dssim | ReadyMap, Field(discriminator="kind")]
 Filter = Annotated[Uniform | Gaussian | Opening, Field(discriminator="kind")]
 
 
-class ScoreSpec(Model):
+class ScoreSpec(Record):
     """How network outputs become an anomaly map and a score: compare, filter in order, reduce.
 
     Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect").

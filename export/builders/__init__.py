@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from adedge.errors import UsageError
+from adedge.progress import Progress
 from adedge.runtime.engines import Tensor
 from adedge.specs import Precision, Target
 
-Progress = Callable[[int, int, str], None]
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 # The graphs that a target may build a precision from, best first. FP16 scales let TensorRT run what is not quantised

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from adedge.export.builders import GRAPHS, BuildOptions, Built, Progress, Source
+from adedge.export.builders import GRAPHS, BuildOptions, Built, Source
+from adedge.progress import Progress
+from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version
 from adedge.runtime.engines import Tensor
-from adedge.runtime.onnxruntime import OnnxRuntimeBackend, library_version
 
 
 def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adedge.errors import EngineError
-from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, Built, Progress, Source
+from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, Built, Source
+from adedge.progress import Progress
+from adedge.runtime.backends.tensorrt import Log, load_libraries, logger_of, machine_info, title
 from adedge.runtime.engines import Tensor, version_tuple
-from adedge.runtime.tensorrt import Log, load_libraries, logger_of, machine_here, title
 from adedge.specs import Precision
 
 OLDEST = (8, 5)
@@ -35,7 +36,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SerializedEngine:
     """A serialised engine, the tensors that TensorRT's parser found in its graph, and what the builder warned of."""
 
     data: bytes
@@ -66,7 +67,7 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
     TensorRT or this device, or where every way failed: then the message holds each way's reason.
     """
     libraries = load_libraries("tensorrt")
-    here = machine_here(libraries)
+    here = machine_info(libraries)
     trt = libraries.trt
     if version_tuple(trt.__version__) < OLDEST:
         raise EngineError(f"{title(trt)} is too old: adedge builds with 8.5 (JetPack 5.1) and later")
@@ -150,7 +151,7 @@ def build_plan(
     configure: Callable[[Any, Any], None],
     progress: Progress | None = None,
     finished: Callable[[Any], None] | None = None,
-) -> Plan:
+) -> SerializedEngine:
     """Parse one graph and build it. ``configure(builder, config)`` sets the options of the library at hand.
 
     Everything TensorRT points at (graph bytes, parser, network) lives in this frame until the plan is serialised.
@@ -182,7 +183,7 @@ def build_plan(
         raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
     if finished is not None:
         finished(config)
-    return Plan(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.cautions())
+    return SerializedEngine(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.cautions())
 
 
 def parser_errors(parser: Any) -> str:

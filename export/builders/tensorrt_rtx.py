@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from adedge.errors import EngineError, UsageError
-from adedge.export.builders import BuildOptions, Built, Progress, Source
+from adedge.export.builders import BuildOptions, Built, Source
 from adedge.export.builders.tensorrt import STRONG, build_plan, no_way, set_tf32
-from adedge.runtime.tensorrt import load_tensorrt, title
+from adedge.progress import Progress
+from adedge.runtime.backends.tensorrt import load_tensorrt, title
 
 
 def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:

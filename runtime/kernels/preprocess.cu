@@ -1,6 +1,6 @@
 // From frames of a camera to the network's input: bilinear resize, colour order, scale, mean and std in one pass.
 //
-// Equals adedge.pictures.conform followed by pixel * scale + bias. The resize is OpenCV's INTER_LINEAR for 8 bits, in
+// Equals adedge.data.pictures.conform followed by pixel * scale + bias. The resize is OpenCV's INTER_LINEAR for 8 bits, in
 // its fixed-point arithmetic (weights of 11 bits, rounded to whole grey levels); grey is its Rec. 601 luma, NV12 its
 // limited range BT.601, both in its fixed point. So the uint8 picture is OpenCV's, bit for bit where OpenCV computes as
 // its portable code does, else within one grey level; the floats are within 1e-6 of the value tables of

@@ -42,11 +42,11 @@ from adedge.benchmarks.evaluate import (
 )
 from adedge.benchmarks.plots import seed_tables
 from adedge.benchmarks.published import MVTEC_AD_PICTURES, PUBLISHED, class_of, published_mean
-from adedge.benchmarks.seed_tables import csv_text, markdown, tables_from
+from adedge.benchmarks.studies.seed_tables import csv_text, markdown, tables_from
 from adedge.bundle import Bundle
 from adedge.cli import app, inspect
 from adedge.cli import evaluate as command
-from adedge.datasets import Dataset, Sample, load_dataset
+from adedge.data.datasets import Dataset, Sample, load_dataset
 from adedge.errors import DataError, UsageError
 from adedge.methods import load_detector, predict
 

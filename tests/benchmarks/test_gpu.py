@@ -16,8 +16,8 @@ import pytest
 
 from adedge.benchmarks import gpu as benchmark
 from adedge.errors import EngineError
-from adedge.runtime.cuda import Gpu, load_cuda
-from adedge.runtime.kernel_cache import Compiler
+from adedge.runtime.cuda.driver import Gpu, load_cuda
+from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.scoring import maps_and_scores
 
 
@@ -162,7 +162,7 @@ def test_the_command_writes_its_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(benchmark, "find_compiler", lambda: host_compiler)
-    monkeypatch.setattr("adedge.runtime.cuda.find_compiler", lambda: host_compiler)
+    monkeypatch.setattr("adedge.runtime.cuda.driver.find_compiler", lambda: host_compiler)
     monkeypatch.setenv("ADEDGE_CACHE", str(tmp_path))
     output = tmp_path / "gpu.json"
     assert benchmark.main(["--rounds", "1", "--batch", "2", "--output", str(output)]) == 0

@@ -16,9 +16,9 @@ from adedge.benchmarks.accuracy import Scored, accuracy, masks_at_map_size, scor
 from adedge.benchmarks.latency import Contender, measure_latency, percentiles
 from adedge.benchmarks.machine import machine_facts
 from adedge.benchmarks.report import Report, headline, heat_maps, markdown, page, rows, telling_pictures
-from adedge.datasets import Dataset, load_dataset
+from adedge.data.datasets import Dataset, load_dataset
 from adedge.errors import EngineError
-from adedge.runtime.backend import FakeBackend
+from adedge.runtime.backends import FakeBackend
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 SPEC = InputSpec(height=32, width=32, channels=1, color="gray")

@@ -11,13 +11,13 @@ import pytest
 from onnx import numpy_helper
 from torch import Tensor, manual_seed, nn, relu, sigmoid
 
-from adedge.calibration.graph import multiply_accumulates
+from adedge.calibration.onnx_model import multiply_accumulates
 from adedge.calibration.qdq import convolutions, first_and_last, int8_from_fp32, quantisable_nodes, quantised_tensors
 from adedge.calibration.ranges import Ranges, collect_ranges
 from adedge.calibration.sensitivity import Limits, choose_float_nodes
 from adedge.errors import DataError, EngineError
+from adedge.export.fp32 import graph_from_module
 from adedge.export.graphs import graph_files
-from adedge.export.onnx_graph import graph_from_module
 from adedge.specs import InputSpec
 
 SPEC = InputSpec(height=16, width=16, channels=3, color="rgb")

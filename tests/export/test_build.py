@@ -132,7 +132,7 @@ def test_a_self_test_measures_what_is_wrong_with_a_graph(bundle: Bundle) -> None
     with bundle.edit() as draft:
         # Every golden score lies between 0.6 and 0.8: PyTorch calls all anomalous at 0.5; an offset of 0.25 changes no
         # verdict at 0.5 and all of them at 2.
-        draft.manifest = draft.manifest.but(
+        draft.manifest = draft.manifest.replace(
             thresholds={
                 "pytorch/fp32": threshold(0.5).model_dump(),
                 "onnxruntime/fp16": threshold(2.0).model_dump(),

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from adedge.bundle import Bundle
 from adedge.calibration.sensitivity import Limits
 from adedge.cli import app, benchmark, import_, inspect
-from adedge.datasets import Dataset, load_dataset
+from adedge.data.datasets import Dataset, load_dataset
 from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
 from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
@@ -473,7 +473,7 @@ def test_no_pytorch_is_needed(tmp_path: Path, data: Path) -> None:
 import sys
 from pathlib import Path
 sys.modules["torch"] = None  # importing it fails
-from adedge.datasets import load_dataset
+from adedge.data.datasets import load_dataset
 from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
 from adedge.export.graphs import export_graphs

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
-from adedge.datasets import Sample, load_dataset
+from adedge.data.datasets import Sample, load_dataset
 from adedge.errors import DataError, GateError, MissingDependency
 from adedge.export import proof
 from adedge.export.calibrate import fit_thresholds

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from adedge.errors import SourceError, UsageError
-from adedge.runtime.backend import FakeBackend
+from adedge.runtime.backends import FakeBackend
 from adedge.runtime.cameras import Camera, run_cameras
-from adedge.runtime.pipeline import Inspector, Statistics
+from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
+from adedge.runtime.statistics import Statistics
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 GREY = InputSpec(height=16, width=16, channels=1, color="gray")
 
 
-def inspector(batch: int = 4) -> tuple[Inspector, FakeBackend]:
+def inspector(batch: int = 4) -> tuple[HostInspector, FakeBackend]:
     backend = FakeBackend(lambda x: (x.copy(),), GREY.shape, batch)
-    return Inspector(backend, GREY, ScoreSpec(comparison=ReadyMap()), threshold=0.5), backend
+    return HostInspector(backend, GREY, ScoreSpec(comparison=ReadyMap()), threshold=0.5), backend
 
 
 def pictures(*levels: int) -> list[np.ndarray]:

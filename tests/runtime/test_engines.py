@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from adedge.bundle import Bundle, Manifest, Provenance, create
 from adedge.errors import AdedgeError, BundleError, EngineError
-from adedge.runtime.backend import Here
+from adedge.runtime.backends import MachineInfo
 from adedge.runtime.engines import (
     EngineRecord,
     Tensor,
@@ -181,15 +181,15 @@ def test_a_record_survives_its_json(bundle: Bundle) -> None:
     ids=["version", "processor", "gpu", "no gpu", "older than ampere"],
 )
 def test_a_plan_for_another_machine_is_refused(change: dict[str, Any], here: dict[str, Any], message: str) -> None:
-    check_machine(plan_record(), Here(**ORIN))
+    check_machine(plan_record(), MachineInfo(**ORIN))
     with pytest.raises(EngineError, match=message):
-        check_machine(plan_record(**change), Here(**{**ORIN, **here}))
+        check_machine(plan_record(**change), MachineInfo(**{**ORIN, **here}))
 
 
 def test_a_plan_built_for_ampere_and_later_runs_on_all_of_them() -> None:
     portable = plan_record(flags={"hardware_compatibility": "ampere-plus"})
     for capability in ("8.0", "8.9", "10.0", "12.1"):
-        check_machine(portable, Here(**{**ORIN, "compute_capability": capability}))
+        check_machine(portable, MachineInfo(**{**ORIN, "compute_capability": capability}))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import pytest
 
 from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError, OutputError, SourceError, UsageError
-from adedge.runtime.backend import FakeBackend
-from adedge.runtime.pipeline import WINDOW, Inspector, Statistics, run
+from adedge.runtime.backends import FakeBackend
+from adedge.runtime.host_inspector import HostInspector
+from adedge.runtime.pipeline import run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
+from adedge.runtime.statistics import WINDOW, Statistics
 from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Tiling
 
@@ -35,9 +37,9 @@ def inspector(
     spec: InputSpec = GREY,
     score: ScoreSpec = PEAK,
     normalisation: Normalisation | None = None,
-) -> tuple[Inspector, FakeBackend]:
+) -> tuple[HostInspector, FakeBackend]:
     backend = FakeBackend(function, spec.shape, batch)
-    return Inspector(backend, spec, score, threshold=threshold, normalisation=normalisation), backend
+    return HostInspector(backend, spec, score, threshold=threshold, normalisation=normalisation), backend
 
 
 def pictures(*levels: int) -> list[np.ndarray]:
@@ -254,7 +256,7 @@ def test_colour_order_of_the_spec(color: str) -> None:
 def test_engine_of_another_shape_is_refused() -> None:
     backend = FakeBackend(identity, (1, 32, 32))
     with pytest.raises(EngineError, match=r"takes frames of \(1, 32, 32\), the bundle says \(1, 16, 16\)"):
-        Inspector(backend, GREY, PEAK, threshold=0.5)
+        HostInspector(backend, GREY, PEAK, threshold=0.5)
 
 
 RAMP = np.linspace(0, 0.3, 256, dtype=np.float32).reshape(16, 16)[::-1]

@@ -8,8 +8,8 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
+from adedge.data.pictures import conform
 from adedge.errors import DataError
-from adedge.pictures import conform
 from adedge.runtime.preprocess import Preprocessor, value_tables
 from adedge.specs import InputSpec, Tiling
 

@@ -66,7 +66,7 @@ def test_edit_changes_files_and_manifest_together(bundle: Bundle) -> None:
     with bundle.edit() as draft:
         draft.write("golden.npz", b"golden")
         draft.remove("engines/onnxruntime-fp32")
-        draft.manifest = draft.manifest.but(variant="ae")
+        draft.manifest = draft.manifest.replace(variant="ae")
     edited = Bundle.open(bundle.path)
     assert edited.manifest.variant == "ae"
     assert set(edited.manifest.files) == {"weights.safetensors", "golden.npz"}
@@ -118,7 +118,7 @@ def test_second_writer_is_refused(bundle: Bundle) -> None:
 def test_bundle_that_changed_since_it_was_opened_is_refused(bundle: Bundle) -> None:
     stale = Bundle.open(bundle.path)
     with bundle.edit() as draft:
-        draft.manifest = draft.manifest.but(variant="ae")
+        draft.manifest = draft.manifest.replace(variant="ae")
     with pytest.raises(BundleError, match="changed while this command was running"), stale.edit():
         pass
 

@@ -139,10 +139,10 @@ def _measure(
     from adedge.benchmarks.latency import Contender, measure_latency
     from adedge.benchmarks.machine import has_int8_instructions, machine_facts
     from adedge.benchmarks.report import Report, heat_maps, telling_pictures
-    from adedge.datasets import load_dataset
+    from adedge.data.datasets import load_dataset
     from adedge.export.verify import read_golden
+    from adedge.runtime.backends.onnxruntime import physical_cores
     from adedge.runtime.engines import read_record
-    from adedge.runtime.onnxruntime import physical_cores
 
     manifest = bundle.manifest
     dataset = None if data is None else load_dataset(data, root=root)

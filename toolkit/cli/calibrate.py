@@ -80,7 +80,7 @@ def calibrate_command(
     A threshold promises: a further good picture is called anomalous with probability at most --false-alarm-rate. For
     that, 1 / rate - 1 good pictures are needed that the detector was not trained on (99 for 0.01, 19 for 0.05).
     """
-    from adedge.datasets import load_dataset
+    from adedge.data.datasets import load_dataset
     from adedge.export.calibrate import calibrate, fit_thresholds
 
     precisions = parse_precisions(precision)

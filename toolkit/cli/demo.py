@@ -30,7 +30,7 @@ def demo(
     Takes at most ten minutes on two cores. Interrupted, it goes on where it stopped when it is called again; delete
     the output folder to start afresh.
     """
-    from adedge.synthesis import DEMO, write_demo_dataset
+    from adedge.data.synthesis import DEMO, write_demo_dataset
 
     started = time.monotonic()
     data, bundle = output / "data", output / f"{DEMO.texture}.adedge"

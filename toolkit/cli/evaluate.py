@@ -74,9 +74,9 @@ def evaluate(
         tasks_from,
     )
     from adedge.benchmarks.evaluate import evaluate as measure_all
-    from adedge.benchmarks.seed_tables import csv_text, markdown, tables_from
+    from adedge.benchmarks.studies.seed_tables import csv_text, markdown, tables_from
     from adedge.methods import require_torch
-    from adedge.runtime.onnxruntime import physical_cores
+    from adedge.runtime.backends.onnxruntime import physical_cores
 
     require_torch()
     plots.require_matplotlib()

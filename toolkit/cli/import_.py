@@ -85,7 +85,7 @@ def import_command(
     check_creatable(output, overwrite=overwrite)
     size, means, stds = _size(input_size), _numbers("--mean", mean), _numbers("--std", std)
     chosen = tuple(_filter(text) for text in filters or ())
-    from adedge.datasets import load_dataset
+    from adedge.data.datasets import load_dataset
     from adedge.export.graphs import require_packages
     from adedge.export.imported import Description, import_model
 

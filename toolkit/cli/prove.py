@@ -56,7 +56,7 @@ def prove_command(
     with progress("prove") as step:
         pictures = None
         if data is not None:
-            from adedge.datasets import load_dataset
+            from adedge.data.datasets import load_dataset
 
             dataset = load_dataset(data, root=root)
             for sentence in dataset.skipped:

@@ -28,11 +28,11 @@ from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
     from adedge.bundle import Bundle, Manifest
-    from adedge.runtime.backend import Backend
-    from adedge.runtime.cuda_pipeline import Maps
-    from adedge.runtime.pipeline import Inspects, Statistics
+    from adedge.runtime.backends import Backend
+    from adedge.runtime.inspector import Inspector, Maps
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
+    from adedge.runtime.statistics import Statistics
 
 REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a wrong call (2)
 
@@ -123,8 +123,8 @@ def run(
     _quiet_opencv()
     from adedge.runtime.cameras import Camera, run_cameras
     from adedge.runtime.page import page_address
-    from adedge.runtime.pipeline import Statistics
     from adedge.runtime.pipeline import run as run_pipeline
+    from adedge.runtime.statistics import Statistics
 
     if len(source) > 1 and not (policy is None and batch == 1 and max_frames is None):
         raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
@@ -229,14 +229,14 @@ def _load(
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
-def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring: bool) -> Inspects:
+def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring: bool) -> Inspector:
     """What surrounds the engine: on the GPU where it runs there and our kernels do, else on the processor."""
-    from adedge.runtime.cuda_pipeline import inspector_on
-    from adedge.runtime.pipeline import Inspector
+    from adedge.runtime.cuda.inspector import inspector_on
+    from adedge.runtime.host_inspector import HostInspector
 
     choice = (engine.backend, manifest.input, manifest.score)
     if host_scoring:
-        return Inspector(*choice, threshold=engine.threshold, normalisation=manifest.normalisation)
+        return HostInspector(*choice, threshold=engine.threshold, normalisation=manifest.normalisation)
     return inspector_on(
         *choice,
         threshold=engine.threshold,
@@ -352,7 +352,7 @@ def _status(statistics: Statistics, total: int | None) -> Text:
 
 
 def _summarise(statistics: Statistics, engine: str) -> None:
-    from adedge.runtime.pipeline import LATENCIES, WINDOW
+    from adedge.runtime.statistics import LATENCIES, WINDOW
 
     rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
     note(f"{_counts(statistics)}{rate}")
@@ -386,8 +386,8 @@ class _Shown(logging.Handler):
 def _show_logging() -> None:
     """Warnings of the runtime; that kernels are being compiled, which takes its time; that there is no CUDA graph."""
     logging.getLogger("adedge.runtime").addHandler(_Shown())
-    for name in ("kernel_cache", "cuda_pipeline"):
-        logging.getLogger(f"adedge.runtime.{name}").setLevel(logging.INFO)
+    for name in ("kernel_cache", "inspector"):
+        logging.getLogger(f"adedge.runtime.cuda.{name}").setLevel(logging.INFO)
 
 
 def _quiet_opencv() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from adedge.datasets import Dataset
+    from adedge.data.datasets import Dataset
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 NetworkArguments = Mapping[str, bool | int | float | str]
@@ -38,8 +38,8 @@ class Stage:
     ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. The learning rate rises for
     ``warm_up`` iterations; ``schedule`` "cosine" lets it fall to zero over the stage. ``autocast`` says whether a
     training with bfloat16 uses it here.
-    ``pictures`` "validation" are those that `Plan.validation` keeps from the other stages; any other word is a key of
-    `Plan.others`. A stage of no iterations is only prepared (see `Method.prepare`).
+    ``pictures`` "validation" are those that `TrainingPlan.validation` keeps from the other stages; any other word is a
+    key of `TrainingPlan.others`. A stage of no iterations is only prepared (see `Method.prepare`).
     """
 
     name: str
@@ -71,7 +71,7 @@ class OtherPictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """What a method with these options trains, and what the finished detector expects and gives.
 
     ``validation`` is the share of the training pictures that only stages with ``pictures="validation"`` see. ``others``
@@ -110,7 +110,7 @@ class Method(Protocol):
     def model_dump(self) -> dict[str, Any]:
         """The options, as they are recorded in a bundle and compared before a training is resumed."""
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """Networks, specs and training stages that follow from the options."""
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[torch.Tensor]) -> None:
@@ -158,9 +158,9 @@ def method_named(name: str) -> type[Method]:
     return found
 
 
-register("oesdn", "adedge.methods.oesdn:OeSdn")
+register("oesdn", "adedge.methods.oesdn.method:OeSdn")
 register("hfr", "adedge.methods.hfr:Hfr")
-register("students", "adedge.methods.students:UninformedStudents")
+register("students", "adedge.methods.students.method:UninformedStudents")
 register("mkd", "adedge.methods.mkd:Mkd")
 
 
@@ -235,9 +235,9 @@ def read_weights(path: Path, networks: nn.ModuleDict) -> None:
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}): train again") from error
     expected = networks.state_dict()
-    strangers = sorted(expected.keys() ^ weights.keys())
-    if strangers:
-        raise BundleError(f"{path} does not fit its networks: '{strangers[0]}' is only in one of the two; train again")
+    unexpected = sorted(expected.keys() ^ weights.keys())
+    if unexpected:
+        raise BundleError(f"{path} does not fit its networks: '{unexpected[0]}' is only in one of the two; train again")
     for name, value in weights.items():
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"

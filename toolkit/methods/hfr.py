@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adedge import backbones
-from adedge.datasets import Dataset
-from adedge.methods import NetworkArguments, Objective, Plan, Stage, configured
-from adedge.specs import Gaussian, InputSpec, Model, ReadyMap, ScoreSpec
+from adedge.data.datasets import Dataset
+from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured
+from adedge.specs import Gaussian, InputSpec, ReadyMap, Record, ScoreSpec
 
 Encoder = Literal["resnet18", "wide-resnet50-2"]
 
@@ -116,7 +115,7 @@ class Detector(nn.Module):
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-class Hfr(Model):
+class Hfr(Record):
     """A training of HFR, its options chosen.
 
     ``encoder`` is frozen and filled with ``weights``: "torchvision", "none" or a file; ``weights_digest`` is theirs.
@@ -153,9 +152,9 @@ class Hfr(Model):
         """The encoder."""
         return self.encoder
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """One stage: the decoder."""
-        return Plan(
+        return TrainingPlan(
             network={},
             input=InputSpec(
                 height=self.size,

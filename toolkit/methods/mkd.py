@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adedge import backbones
-from adedge.datasets import Dataset
+from adedge.data.datasets import Dataset
 from adedge.errors import DataError
-from adedge.methods import NetworkArguments, Objective, Plan, Stage, configured
-from adedge.specs import Gaussian, InputSpec, Model, Opening, ReadyMap, ScoreSpec, Tiling
+from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured
+from adedge.specs import Gaussian, InputSpec, Opening, ReadyMap, Record, ScoreSpec, Tiling
 
 Features = Sequence[Tensor]
 
@@ -245,7 +244,7 @@ def smooth_gradients(detector: Detector, x: Tensor, *, samples: int = 50, noise:
 
     The map in place of that of ``detector``, before its filters. x is network input (N, 3, H, W) where the detector is;
     ``noise`` is the standard deviation as a fraction of each picture's range. It takes ``samples`` times the detector's
-    work, and no engine has it; `adedge.benchmarks.smoothgrad` measures what it gains.
+    work, and no engine has it; `adedge.benchmarks.studies.smoothgrad` measures what it gains.
     """
     generator = torch.Generator().manual_seed(seed)
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
@@ -279,14 +278,14 @@ BUDGETS: dict[tuple[str, bool], Budget] = {  # by name, and whether pictures are
 EPOCHS = {"folder": 601, "gray": 51, "colour": 201}  # MVTec AD; MNIST and Fashion-MNIST; CIFAR-10
 
 
-class Mkd(Model):
+class Mkd(Record):
     """A training of MKD, its options chosen.
 
     ``size`` is the side of the square input in pixels; ``fit`` as in other methods: "resize" stretches the picture to
     it, "crop" keeps the resolution and looks at overlapping tiles, whose largest loss is the score. ``weights`` are the
-    source's (see `adedge.backbones.fill`), and ``weights_digest`` their digest. ``sigma`` is that of the Gaussian
-    filter of the map. ``one_class`` says that pictures are small, which the quick budget counts on. ``epochs`` times
-    ``pictures`` is what the paper's budget trains on. Other options that are None come from the budget.
+    source's (see `adedge.methods.backbones.fill`), and ``weights_digest`` their digest. ``sigma`` is that of the
+    Gaussian filter of the map. ``one_class`` says that pictures are small, which the quick budget counts on. ``epochs``
+    times ``pictures`` is what the paper's budget trains on. Other options that are None come from the budget.
     """
 
     name: ClassVar[str] = "mkd"
@@ -326,12 +325,12 @@ class Mkd(Model):
         method = configured(cls, {**fitting, **{name: value for name, value in options.items() if value is not None}})
         return method.model_copy(update={"weights_digest": backbones.digest("vgg16", method.weights)})
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """Networks, specs and the one stage; see `Method.plan`."""
         tiling = Tiling(tile=self.size, stride=self.size // 2) if self.fit == "crop" else None
         budget = BUDGETS[self.budget, self.one_class]
         batch = self.batch or budget.batch
-        return Plan(
+        return TrainingPlan(
             network={},
             input=InputSpec(
                 height=self.size,

@@ -24,7 +24,7 @@ from adedge.cli.train.options import (
     train_method,
 )
 
-# The command line's own copies of adedge.methods.oesdn's choices: --help must not wait for torch.
+# The command line's own copies of adedge.methods.oesdn.method's choices: --help must not wait for torch.
 Variant = Literal["oe-sdn", "sdn", "ae"]
 Budget = Literal["quick", "paper"]
 Fit = Literal["resize", "crop"]
@@ -126,7 +126,7 @@ def train_oesdn(
     """
     check_creatable(output, overwrite=overwrite)
     dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
-    from adedge.methods.oesdn import OeSdn
+    from adedge.methods.oesdn.method import OeSdn
 
     method = OeSdn.for_dataset(
         dataset,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adedge.console import Step, note, progress, warn
+from adedge.console import note, progress, warn
+from adedge.progress import Progress
 
 if TYPE_CHECKING:
-    from adedge.datasets import Dataset
+    from adedge.data.datasets import Dataset
     from adedge.methods import Method
 
 Data = Annotated[
@@ -63,7 +64,7 @@ Restart = Annotated[
 
 def load_pictures(data: str, *, strict: bool, holdout: float, root: Path | None, download: bool) -> Dataset:
     """Load the pictures, warn of those that were skipped and say how many there are."""
-    from adedge.datasets import load_dataset
+    from adedge.data.datasets import load_dataset
     from adedge.methods import require_torch
 
     require_torch()
@@ -98,7 +99,7 @@ def train_method(
     restart: bool,
 ) -> None:
     """Train with a progress bar for each stage; say how an interrupted training goes on, and what comes next."""
-    from adedge.training import checkpoint_directory, train
+    from adedge.methods.training import checkpoint_directory, train
 
     try:
         with _bar_per_stage() as step:
@@ -124,11 +125,11 @@ def train_method(
 
 
 @contextmanager
-def _bar_per_stage() -> Iterator[Step]:
+def _bar_per_stage() -> Iterator[Progress]:
     """A progress bar for each stage, opened by the first report ("<stage>: ...") of it."""
     with ExitStack() as bars:
         shown = ""
-        bar: Step | None = None
+        bar: Progress | None = None
 
         def step(done: int, total: int, text: str) -> None:
             nonlocal shown, bar

@@ -29,7 +29,7 @@ from adedge.cli.train.options import (
 from adedge.console import note
 from adedge.errors import UsageError
 
-# The command line's own copies of adedge.methods.students' choices: --help must not wait for torch.
+# The command line's own copies of adedge.methods.students.method' choices: --help must not wait for torch.
 Budget = Literal["quick", "paper"]
 Fit = Literal["resize", "crop"]
 
@@ -148,7 +148,7 @@ def train_students(
     check_creatable(output, overwrite=overwrite)
     patches = parse_patches(patch)
     dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
-    from adedge.methods.students import UninformedStudents
+    from adedge.methods.students.method import UninformedStudents
 
     distilled = teacher is None and lambda_k > 0
     note_backbone(dataset, weights if distilled else "unused")

@@ -1,0 +1,140 @@
+"""The inspector that preprocesses and scores on the processor, wherever its engine runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Normalisation
+from adedge.errors import DataError
+from adedge.runtime.backends import Backend
+from adedge.runtime.inspector import Judge, check_shape
+from adedge.runtime.preprocess import Preprocessor
+from adedge.runtime.scoring import Scorer
+from adedge.runtime.sources import Frame
+from adedge.runtime.tiling import cut_tiles, merge_maximum
+from adedge.runtime.verdict import Verdict
+from adedge.scoring import image_scores
+from adedge.specs import InputSpec, ScoreSpec
+
+
+class _Inspected(NamedTuple):
+    """What a batch gave: maps and scores, and the monotonic times (ns) spent in its three stages."""
+
+    maps: Sequence[NDArray[np.float32]]
+    scores: Sequence[float]
+    preprocess_ns: int
+    network_ns: int
+    scoring_ns: int
+
+
+class HostInspector:
+    """An engine with what surrounds it: frames in, verdicts out.
+
+    ``score > threshold`` is anomalous. With ``spec.resize`` "tile" a frame keeps its resolution: its tiles go through
+    engine and scoring (comparison and filters act within each tile, as in the paper), their maps are merged by maximum,
+    and the frame's score is the reduction over the merged map.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spec: InputSpec,
+        score: ScoreSpec,
+        *,
+        threshold: float,
+        normalisation: Normalisation | None = None,
+    ) -> None:
+        """Raises `EngineError` where the engine's input is not of the spec's shape."""
+        check_shape(backend.input.shape, spec)
+        self.batch = backend.batch
+        self.slots = 1
+        self._backend = backend
+        self._spec = spec
+        self._score = score
+        self._judge = Judge(threshold=threshold, normalisation=normalisation)
+        self._submitted: Sequence[Frame] = ()
+        self._preprocess = Preprocessor(spec, backend.batch)
+        self._scorer = Scorer(score, spec.shape, backend.batch)
+        self._merged = np.zeros((0, 0), np.float32)
+
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Keep the frames for `collect`, which does the work in the thread that calls it."""
+        self._submitted = frames
+
+    def collect(self) -> Iterator[Verdict]:
+        """`inspect` the frames that were submitted."""
+        return self.inspect(self._submitted)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def inspect(self, frames: Sequence[Frame]) -> Iterator[Verdict]:
+        """The verdicts on up to ``batch`` frames, in order; each is complete at the moment it is yielded.
+
+        Raises `EngineError` where the engine fails or gives a score that is not a number.
+        """
+        if self._spec.tiling is None:
+            yield from self._verdicts(frames, self._stretched(frames))
+        else:
+            for frame in frames:
+                yield from self._verdicts([frame], self._tiled(frame))
+
+    def _verdicts(self, frames: Sequence[Frame], inspected: _Inspected) -> Iterator[Verdict]:
+        stages = inspected.preprocess_ns, inspected.network_ns, inspected.scoring_ns
+        timings_ms = dict(zip(("preprocess", "network", "scoring"), (ns / 1e6 for ns in stages), strict=True))
+        timings_ms["frame"] = sum(stages) / 1e6
+        for frame, anomaly_map, score in zip(frames, inspected.maps, inspected.scores, strict=True):
+            yield self._judge.verdict(frame, score, anomaly_map, timings_ms)
+
+    def _stretched(self, frames: Sequence[Frame]) -> _Inspected:
+        return self._run([frame.image for frame in frames])
+
+    def _run(self, images: Sequence[NDArray[np.uint8]]) -> _Inspected:
+        """At most ``batch`` pictures through preprocessing, network and scoring."""
+        started = time.monotonic_ns()
+        n = self._preprocess(images, self._backend.input)
+        preprocessed = time.monotonic_ns()
+        self._backend.run(n)
+        executed = time.monotonic_ns()
+        maps, scores = self._scorer([output[:n] for output in self._backend.outputs])
+        scored = time.monotonic_ns()
+        return _Inspected(
+            list(maps), scores.tolist(), preprocessed - started, executed - preprocessed, scored - executed
+        )
+
+    def _tiled(self, frame: Frame) -> _Inspected:
+        """All tiles of one frame, ``batch`` at a time, merged as they come: no stack of tile maps is kept."""
+        assert self._spec.tiling is not None
+        started = time.monotonic_ns()
+        try:
+            tiles, origins = cut_tiles(frame.image, self._spec.tiling)
+        except DataError as error:
+            raise DataError(f"frame {frame.index} ({frame.name}): {error}") from error
+        merged = self._blank(frame.image.shape[0], frame.image.shape[1])
+        scores: list[float] = []
+        network_ns = scoring_ns = 0
+        preprocess_ns = time.monotonic_ns() - started
+        for first in range(0, len(tiles), self.batch):
+            part = self._run(tiles[first : first + self.batch])
+            merging = time.monotonic_ns()
+            merge_maximum(merged, part.maps, origins[first : first + self.batch])
+            scores.extend(part.scores)
+            preprocess_ns += part.preprocess_ns
+            network_ns += part.network_ns
+            scoring_ns += part.scoring_ns + time.monotonic_ns() - merging
+        reducing = time.monotonic_ns()
+        # np.max keeps a NaN, which max() may lose.
+        score = float(np.max(scores) if self._score.reduce == "output" else image_scores(self._score, merged[None])[0])
+        return _Inspected([merged], [score], preprocess_ns, network_ns, scoring_ns + time.monotonic_ns() - reducing)
+
+    def _blank(self, height: int, width: int) -> NDArray[np.float32]:
+        """A merged map that is lower than any tile's, reused while frames keep their size."""
+        if self._merged.shape != (height, width):
+            self._merged = np.empty((height, width), np.float32)
+        self._merged.fill(-np.inf)
+        return self._merged

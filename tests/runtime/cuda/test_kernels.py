@@ -1,0 +1,708 @@
+"""The CUDA kernels, compiled for the host, against the NumPy reference, OpenCV, SciPy and PyTorch: whole maps."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import skimage
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from adedge.data.pictures import conform
+from adedge.runtime.cuda.kernel_cache import KERNELS
+from adedge.runtime.overlay import _COLOURS, overlay
+from adedge.runtime.preprocess import Preprocessor, value_tables
+from adedge.runtime.tiling import cut_tiles, merge_maximum, tile_origins
+from adedge.scoring import dssim_map, ellipse, gaussian_weights, opening
+from adedge.specs import InputSpec, Tiling
+
+HOST_CUDA = Path(__file__).resolve().parents[2] / "host_cuda"
+FAMILIES = ("dssim", "filters", "overlay", "preprocess", "reduce")
+SANITIZED = os.environ.get("ADEDGE_SANITIZED_KERNELS") == "1"
+
+# Absolute, of maps and images whose values span 0 to 1.
+ATOL = {"float": 2e-5, "half": 2e-5}
+PROMISED = 1e-4
+
+Maps = NDArray[np.float32]
+
+
+def load_build() -> Any:
+    spec = importlib.util.spec_from_file_location("host_cuda_build", HOST_CUDA / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class HostKernels:
+    """Launches kernels of all families on the host; arrays are passed by address, and must be of the kernel's dtype."""
+
+    def __init__(self, libraries: dict[str, Path]) -> None:
+        self.libraries = {family: ctypes.CDLL(str(path)) for family, path in libraries.items()}
+
+    def library(self, name: str) -> ctypes.CDLL:
+        return next(library for library in self.libraries.values() if library.host_has(name.encode()))
+
+    def __call__(self, name: str, grid: Sequence[int], block: Sequence[int], *arguments: Any) -> None:
+        assert self.run(name, grid, block, *arguments) == 0
+
+    def run(self, name: str, grid: Sequence[int], block: Sequence[int], *arguments: Any, shared: int = 0) -> int:
+        library = self.library(name)
+        sizes = (ctypes.c_int * 64)()
+        number = library.host_params(name.encode(), sizes, 64)
+        assert number == len(arguments), f"{name} takes {number} arguments, not {len(arguments)}"
+        values = [self._value(argument, size) for argument, size in zip(arguments, sizes, strict=False)]
+        pointers = (ctypes.c_void_p * number)(*(ctypes.addressof(value) for value in values))
+        status = library.host_launch(
+            name.encode(), (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), shared, pointers
+        )
+        return int(status)
+
+    @staticmethod
+    def _value(argument: Any, size: int) -> Any:
+        if argument is None or isinstance(argument, np.ndarray):
+            assert size == 8
+            return ctypes.c_void_p(None if argument is None else argument.ctypes.data)
+        if isinstance(argument, float):
+            assert size == 4
+            return ctypes.c_float(argument)
+        return {4: ctypes.c_int, 8: ctypes.c_longlong}[size](argument)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> HostKernels:
+    build = load_build()
+    if build.compiler() is None:
+        pytest.skip("g++, which compiles the kernels for the host, is not installed")
+    return HostKernels({family: build.library(KERNELS / f"{family}.cu", sanitize=SANITIZED) for family in FAMILIES})
+
+
+def ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def noise(*shape: int, seed: int = 0) -> Maps:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def empty(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
+    """Memory that holds NaN, or 255, until somebody writes it."""
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 255, dtype)
+
+
+def photographs(height: int, width: int, channels: int, seed: int = 0) -> tuple[Maps, Maps]:
+    """Two different parts of real surfaces, (2, channels, height, width) each, 0 to 1."""
+    random = np.random.default_rng(seed)
+    images = []
+    for picture in (skimage.data.brick(), skimage.data.grass(), skimage.data.gravel(), skimage.data.brick()):
+        planes = []
+        for _ in range(channels):
+            top, left = random.integers(0, 512 - height), random.integers(0, 512 - width)
+            planes.append(picture[top : top + height, left : left + width])
+        images.append(np.stack(planes))
+    stack = np.stack(images).astype(np.float32) / 255
+    return stack[:2], stack[2:]
+
+
+# DSSIM
+
+
+def run_dssim(
+    gpu: HostKernels, a: NDArray[Any], b: NDArray[Any], *, window: int = 7, data_range: float = 1.0, rows: int = 16
+) -> Maps:
+    n, channels, height, width = a.shape
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    maps = empty(n, height, width)
+    name = f"dssim{window}_{'half' if a.dtype == np.float16 else 'float'}"
+    parts = 1 if width <= 256 else ceil(width, 240)
+    columns = 8 * ceil(ceil(width, parts), 8)
+    reached = width if parts == 1 and window // 2 <= width else columns + window - 1
+    grid, threads = (parts, ceil(height, rows), n), 32 * ceil(max(columns, reached), 32)
+    gpu(name, grid, (threads, 1, 1), a, b, maps, channels, height, width, rows, data_range)
+    return maps
+
+
+SIZES = [(1, 1), (1, 9), (2, 5), (7, 1), (8, 256), (5, 257), (9, 300), (17, 33), (40, 24), (3, 513)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float", "half"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_dssim_of_every_size(gpu: HostKernels, size: tuple[int, int], dtype: Any) -> None:
+    a, b = noise(2, 2, *size, seed=1).astype(dtype), noise(2, 2, *size, seed=2).astype(dtype)
+    np.testing.assert_allclose(run_dssim(gpu, a, b), dssim_map(a, b), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_dssim_of_photographs(gpu: HostKernels, channels: int) -> None:
+    a, b = photographs(70, 120, channels)
+    maps = run_dssim(gpu, a, b, rows=32)
+    np.testing.assert_allclose(maps, dssim_map(a, b), atol=2e-5, rtol=0)
+    # scikit-image itself, away from the border where it pads otherwise.
+    _, ssim = skimage.metrics.structural_similarity(
+        a[1].astype(np.float64), b[1].astype(np.float64), full=True, win_size=7, data_range=1, channel_axis=0
+    )
+    np.testing.assert_allclose(maps[1], (1 - ssim.mean(0)) / 2, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [3, 5, 7, 9, 11, 13, 15])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float", "half"])
+def test_dssim_of_every_window(gpu: HostKernels, window: int, dtype: Any) -> None:
+    a, b = (x[..., :41].astype(dtype) for x in photographs(30, 44, 3, seed=window))
+    # A small window averages away fewer of float32's roundings.
+    atol = 2e-5 if window >= 7 else 6e-5
+    np.testing.assert_allclose(run_dssim(gpu, a, b, window=window), dssim_map(a, b, window=window), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("data_range", [2.0, 255.0, 65535.0])
+def test_dssim_of_other_ranges(gpu: HostKernels, data_range: float) -> None:
+    a, b = (x * np.float32(data_range) for x in photographs(24, 40, 1))
+    maps = run_dssim(gpu, a, b, data_range=data_range)
+    np.testing.assert_allclose(maps, dssim_map(a, b, data_range=data_range), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.02, 0.5, 0.98, 1.0])
+def test_dssim_keeps_its_digits_where_images_are_flat(gpu: HostKernels, level: float) -> None:
+    flat = np.full((1, 1, 40, 60), level, np.float32)
+    marked = flat + np.float32(0.01) * noise(*flat.shape, seed=3)
+    for a, b in ((flat, marked), (marked, flat + np.float32(0.3))):
+        np.testing.assert_allclose(run_dssim(gpu, a, b), dssim_map(a, b), atol=PROMISED, rtol=0)
+    assert np.all(run_dssim(gpu, marked, marked) == 0)
+
+
+@pytest.mark.parametrize("rows", [8, 16, 32, 64])
+def test_dssim_does_not_depend_on_the_rows_of_a_block(gpu: HostKernels, rows: int) -> None:
+    a, b = noise(1, 2, 61, 50, seed=1), noise(1, 2, 61, 50, seed=2)
+    np.testing.assert_array_equal(run_dssim(gpu, a, b, rows=rows), run_dssim(gpu, a, b, rows=64))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (20, 30), (39, 299)])
+def test_a_spoilt_pixel_spoils_its_windows_and_no_other(gpu: HostKernels, value: float, place: tuple[int, int]) -> None:
+    a, b = noise(2, 2, 40, 300, seed=1), noise(2, 2, 40, 300, seed=2)
+    sound = run_dssim(gpu, a, b)
+    a[1, 1][place] = value
+    maps = run_dssim(gpu, a, b)
+    spoilt = np.zeros((2, 40, 300), bool)
+    y, x = place
+    spoilt[1, max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = True
+    np.testing.assert_array_equal(np.isnan(maps), spoilt)
+    np.testing.assert_array_equal(maps[~spoilt], sound[~spoilt])
+
+
+# Filters
+
+
+def run_uniform(gpu: HostKernels, maps: Maps, size: int, *, rows: int = 16) -> Maps:
+    n, height, width = maps.shape
+    filtered = empty(*maps.shape)
+    grid = (ceil(width, 256), ceil(height, rows), n)
+    gpu("uniform", grid, (256, 1, 1), maps, filtered, height, width, size, rows)
+    return filtered
+
+
+def run_gaussian(gpu: HostKernels, maps: Maps, sigma: float) -> Maps:
+    n, height, width = maps.shape
+    weights = gaussian_weights(sigma).astype(np.float32)
+    filtered = empty(*maps.shape)
+    grid = (ceil(width, 256), ceil(height, 8), n)
+    gpu("gaussian", grid, (256, 1, 1), maps, filtered, height, width, weights, len(weights) // 2)
+    return filtered
+
+
+def run_opening(gpu: HostKernels, maps: Maps, size: int) -> Maps:
+    n, height, width = maps.shape
+    grid, block = (ceil(width, 32), ceil(height, 8), n), (32, 8, 1)
+    filtered, between = empty(*maps.shape), empty(*maps.shape)
+    if size == 3:
+        gpu("opening3", grid, block, maps, filtered, height, width)
+    else:
+        gpu("erode", grid, block, maps, between, height, width, size)
+        gpu("dilate", grid, block, between, filtered, height, width, size)
+    return filtered
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 31, 32, 64, 256])
+@pytest.mark.parametrize("shape", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_uniform(gpu: HostKernels, shape: tuple[int, int], size: int) -> None:
+    maps = noise(2, *shape, seed=size)
+    expected = ndimage.uniform_filter(maps.astype(np.float64), (0, size, size), mode="reflect")
+    np.testing.assert_allclose(run_uniform(gpu, maps, size), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [8, 32, 64])
+def test_uniform_of_a_real_map(gpu: HostKernels, rows: int) -> None:
+    maps = photographs(130, 270, 1)[0][:, 0]
+    expected = ndimage.uniform_filter(maps.astype(np.float64), (0, 32, 32), mode="reflect")
+    np.testing.assert_allclose(run_uniform(gpu, maps, 32, rows=rows), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.5, 4, 32])
+@pytest.mark.parametrize("shape", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_gaussian(gpu: HostKernels, shape: tuple[int, int], sigma: float) -> None:
+    maps = noise(2, *shape, seed=5)
+    expected = ndimage.gaussian_filter(maps.astype(np.float64), (0, sigma, sigma), mode="reflect", truncate=4)
+    np.testing.assert_allclose(run_gaussian(gpu, maps, sigma), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 9, 16])
+@pytest.mark.parametrize("shape", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_opening(gpu: HostKernels, shape: tuple[int, int], size: int) -> None:
+    maps = noise(2, *shape, seed=6)
+    opened = run_opening(gpu, maps, size)
+    if size % 2:
+        expected = [ndimage.grey_opening(plane, footprint=ellipse(size), mode="reflect") for plane in maps]
+        np.testing.assert_array_equal(opened, np.stack(expected))
+    np.testing.assert_array_equal(opened, opening(maps, size))
+
+
+def test_every_opening_of_size_3_is_the_same(gpu: HostKernels) -> None:
+    maps = photographs(60, 77, 1)[0][:, 0].copy()
+    between, opened = empty(*maps.shape), empty(*maps.shape)
+    grid = (3, 8, 2)
+    gpu("erode", grid, (32, 8, 1), maps, between, 60, 77, 3)
+    gpu("dilate", grid, (32, 8, 1), between, opened, 60, 77, 3)
+    np.testing.assert_array_equal(run_opening(gpu, maps, 3), opened)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("run", [lambda g, m: run_uniform(g, m, 9), lambda g, m: run_gaussian(g, m, 1.5)])
+def test_a_spoilt_pixel_spoils_at_least_its_windows(gpu: HostKernels, run: Any, value: float) -> None:
+    maps = noise(3, 40, 50, seed=7)
+    sound = run(gpu, maps)
+    maps[1, 20, 30] = value
+    filtered = run(gpu, maps)
+    assert not np.isfinite(filtered[1, 16:25, 26:35]).any()
+    # Pictures of a batch, and what lies before the window, have nothing to do with it.
+    np.testing.assert_array_equal(filtered[[0, 2]], sound[[0, 2]])
+    np.testing.assert_array_equal(filtered[1, :5], sound[1, :5])
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_opening_spreads_nan_as_numpy_does(gpu: HostKernels, size: int) -> None:
+    maps = noise(1, 20, 40, seed=8)
+    maps[0, 10, 33] = np.nan
+    maps[0, 3, 3] = np.inf
+    opened = run_opening(gpu, maps, size)
+    assert np.isnan(opened).any()
+    np.testing.assert_array_equal(opened, opening(maps, size))
+
+
+# Scores
+
+
+def finish(
+    gpu: HostKernels, partial: Maps, pixels: int, mean: int, threshold: float = 0.5
+) -> tuple[Maps, NDArray[np.uint8]]:
+    n, blocks = partial.shape
+    scores, verdicts = empty(n), empty(n, dtype=np.uint8)
+    gpu("reduce_finish", (n, 1, 1), (256, 1, 1), partial, blocks, float(pixels), mean, threshold, scores, verdicts)
+    return scores, verdicts
+
+
+def reduced(maps: Maps, margin: int, mean: int) -> NDArray[np.float64]:
+    inner = maps[:, margin : maps.shape[1] - margin, margin : maps.shape[2] - margin].astype(np.float64)
+    return inner.mean((1, 2)) if mean else inner.max((1, 2))
+
+
+@pytest.mark.parametrize("mean", [0, 1], ids=["max", "mean"])
+@pytest.mark.parametrize("margin", [0, 3])
+@pytest.mark.parametrize("blocks", [1, 5, 40])
+@pytest.mark.parametrize("size", [(7, 7), (9, 300), (130, 64)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_scores(gpu: HostKernels, size: tuple[int, int], blocks: int, margin: int, mean: int) -> None:
+    maps = noise(3, *size, seed=9) - 2  # all below zero, so that a maximum cannot come from fresh memory
+    height, width = size
+    partial = empty(3, blocks)
+    gpu("reduce_partial", (blocks, 3, 1), (256, 1, 1), maps, height, width, partial, margin, mean)
+    scores, _ = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
+    np.testing.assert_allclose(scores, reduced(maps, margin, mean), rtol=2e-7 if mean else 0)
+
+
+@pytest.mark.parametrize("mean", [0, 1], ids=["max", "mean"])
+@pytest.mark.parametrize("margin", [0, 3])
+@pytest.mark.parametrize("size", [(7, 7), (40, 300), (64, 64)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_uniform_and_score_in_one_pass(gpu: HostKernels, size: tuple[int, int], margin: int, mean: int) -> None:
+    maps = noise(2, *size, seed=10) - 2
+    height, width = size
+    grid = (ceil(width, 256), ceil(height, 16), 2)
+    filtered, partial = empty(*maps.shape), empty(2, grid[0] * grid[1])
+    gpu("uniform_reduce", grid, (256, 1, 1), maps, filtered, height, width, 8, 16, partial, margin, mean)
+    np.testing.assert_array_equal(filtered, run_uniform(gpu, maps, 8))
+    scores, _ = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
+    np.testing.assert_allclose(scores, reduced(filtered, margin, mean), rtol=2e-7 if mean else 0)
+
+
+@pytest.mark.parametrize("mean", [0, 1], ids=["max", "mean"])
+@pytest.mark.parametrize("place", [(0, 0), (8, 100), (31, 299)])
+def test_not_a_number_reaches_the_score(gpu: HostKernels, place: tuple[int, int], mean: int) -> None:
+    maps = noise(3, 32, 300, seed=11)
+    maps[1][place] = np.nan
+    partial = empty(3, 4)
+    gpu("reduce_partial", (4, 3, 1), (256, 1, 1), maps, 32, 300, partial, 0, mean)
+    scores, verdicts = finish(gpu, partial, 32 * 300, mean, threshold=0.25)
+    assert np.isnan(scores).tolist() == [False, True, False]
+    assert verdicts.tolist() == [1, 2, 1]
+
+
+def test_a_verdict_is_anomalous_above_the_threshold_only(gpu: HostKernels) -> None:
+    partial = np.array([[0.25], [0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.inf]], np.float32)
+    scores, verdicts = finish(gpu, partial, 1, 0, threshold=0.5)
+    assert verdicts.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(scores, partial[:, 0])
+
+
+def test_scores_without_a_verdict(gpu: HostKernels) -> None:
+    scores = empty(2)
+    gpu("reduce_finish", (2, 1, 1), (256, 1, 1), np.array([[1], [2]], np.float32), 1, 1.0, 0, 0.0, scores, None)
+    assert scores.tolist() == [1, 2]
+
+
+# Maps of several parts
+
+
+@pytest.mark.parametrize(("size", "tile", "stride"), [((40, 70), 16, 9), ((16, 16), 16, 16), ((33, 100), 32, 32)])
+def test_merging_tiles(gpu: HostKernels, size: tuple[int, int], tile: int, stride: int) -> None:
+    origins = np.array(
+        [(y, x) for y in tile_origins(size[0], tile, stride) for x in tile_origins(size[1], tile, stride)], np.int32
+    )
+    tiles = noise(len(origins), tile, tile, seed=12) - 2
+    tiles[-1, 0, 0] = np.nan
+    expected = np.full(size, -np.inf, np.float32)
+    merge_maximum(expected, tiles, [(int(y), int(x)) for y, x in origins])
+    merged = empty(*size)
+    half = len(origins) // 2
+    grid = (ceil(size[1], 32), ceil(size[0], 8), 1)
+    for part in (slice(0, half), slice(half, None)):
+        first = int(part.start == 0)
+        some, where = np.ascontiguousarray(tiles[part]), np.ascontiguousarray(origins[part])
+        gpu("merge_maximum", grid, (32, 8, 1), some, where, len(some), tile, merged, *size, first)
+    np.testing.assert_array_equal(merged, expected)
+    assert np.isnan(merged).sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float", "half"])
+@pytest.mark.parametrize("size", [(1, 1), (37, 90), (64, 64), (5, 33)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("levels", [1, 3, 4])
+def test_levels_are_enlarged_and_summed_as_pytorch_does(
+    gpu: HostKernels, levels: int, size: tuple[int, int], dtype: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    height, width = size
+    shapes = [size, (ceil(height, 2), ceil(width, 3)), (1, 1), (7, 2 * width)][:levels]
+    maps = [noise(2, *shape, seed=index).astype(dtype) for index, shape in enumerate(shapes)]
+    weights = [1.0, 0.5, 0.25, -2.0]
+    expected = sum(
+        weight
+        * torch.nn.functional.interpolate(
+            torch.from_numpy(level[:, None].astype(np.float64)), size=size, mode="bilinear", align_corners=False
+        )[:, 0].numpy()
+        for weight, level in zip(weights, maps, strict=False)
+    )
+    result = empty(2, *size)
+    sizes = [side for shape in (*shapes, *[(0, 0)] * (4 - levels)) for side in shape]
+    addresses = [*maps, *[None] * (4 - levels)]
+    name = f"upsample_sum_{'half' if dtype == np.float16 else 'float'}"
+    gpu(name, (ceil(width, 32), ceil(height, 8), 2), (32, 8, 1), *addresses, *sizes, *weights, result, height, width)
+    np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0)
+    if levels == 1:
+        np.testing.assert_array_equal(result, maps[0].astype(np.float32))
+
+
+def test_normalising(gpu: HostKernels) -> None:
+    values = noise(1000, seed=13)
+    expected = (values.astype(np.float64) - 0.25) / 0.1
+    gpu("normalise", (2, 1, 1), (256, 1, 1), values, values.size, 0.25, 10.0)
+    np.testing.assert_allclose(values, expected, atol=1e-6, rtol=1e-6)
+
+
+# Preprocessing
+
+
+def constants(spec: InputSpec) -> list[float]:
+    mean, std = spec.mean or (0.0,) * spec.channels, spec.std or (1.0,) * spec.channels
+    scales = [spec.scale / s for s in std] + [0.0] * (3 - spec.channels)
+    return [*scales, *(-m / s for m, s in zip(mean, std, strict=True)), *[0.0] * (3 - spec.channels)]
+
+
+def run_preprocess(
+    gpu: HostKernels, frames: NDArray[np.uint8], spec: InputSpec, dtype: Any = np.float32
+) -> NDArray[Any]:
+    """``frames``: (n, H, W) or (n, H, W, C), with any stride between frames and between rows."""
+    n, source_height, source_width = frames.shape[:3]
+    source_channels = 1 if frames.ndim == 3 else frames.shape[3]
+    out = empty(n, *spec.shape, dtype=dtype)
+    gpu(
+        f"preprocess_{'half' if dtype == np.float16 else 'float'}",
+        (ceil(spec.width, 32), ceil(spec.height, 8), n),
+        (32, 8, 1),
+        frames,
+        frames.strides[0],
+        frames.strides[1],
+        source_height,
+        source_width,
+        source_channels,
+        out,
+        spec.height,
+        spec.width,
+        spec.channels,
+        int(spec.color == "rgb"),
+        *constants(spec),
+    )
+    return out
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SPECS = {
+    "rgb": InputSpec(height=24, width=40, channels=3, color="rgb", **IMAGENET),
+    "bgr": InputSpec(height=24, width=40, channels=3, color="bgr"),
+    "gray": InputSpec(height=24, width=40, channels=1, color="gray", mean=(0.5,), std=(0.25,)),
+}
+FRAMES = [(24, 40), (48, 80), (1, 1), (5, 3), (31, 200), (100, 33), (8, 40), (24, 39), (130, 170)]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", FRAMES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_preprocessing(gpu: HostKernels, size: tuple[int, int], channels: int, spec: InputSpec) -> None:
+    frames = np.random.default_rng(14).integers(0, 256, (2, *size, channels), np.uint8)
+    expected = empty(2, *spec.shape)
+    Preprocessor(spec, batch=2)(list(frames), expected)
+    got = run_preprocess(gpu, frames, spec)
+    # One grey level where OpenCV's build computes in another way than its portable code, and rarely.
+    step = spec.scale / min(spec.std or (1.0,))
+    np.testing.assert_allclose(got, expected, atol=1.001 * step, rtol=0)
+    assert np.mean(np.abs(got - expected) > 1e-6) < 0.05
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_preprocessing_photographs_with_padded_rows(gpu: HostKernels, spec: InputSpec) -> None:
+    wide = np.ascontiguousarray(skimage.data.astronaut()[:300, :400, ::-1])
+    frames = wide[None, 7:250, 11:331]
+    assert not frames.flags.c_contiguous
+    expected = empty(1, *spec.shape)
+    Preprocessor(spec, batch=1)([frames[0]], expected)
+    got = run_preprocess(gpu, frames, spec)
+    np.testing.assert_allclose(got, expected, atol=1.001 * spec.scale / min(spec.std or (1.0,)), rtol=0)
+    assert np.mean(np.abs(got - expected) > 1e-6) < 0.05
+    # Against the exact bilinear value: rounded once, in 2048ths.
+    exact = cv2.resize(frames[0].astype(np.float64), (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(conform(frames[0], SPECS["bgr"]) - exact).max() < 1
+    half = run_preprocess(gpu, frames, spec, np.float16)
+    np.testing.assert_array_equal(half, got.astype(np.float16))
+
+
+def test_values_without_a_resize_are_those_of_the_tables(gpu: HostKernels) -> None:
+    spec = InputSpec(height=16, width=16, channels=3, color="rgb", **IMAGENET)
+    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    got = run_preprocess(gpu, frames, spec)
+    np.testing.assert_allclose(got[0].reshape(3, 256), value_tables(spec), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("size", [(24, 40), (2, 2), (62, 90)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_nv12(gpu: HostKernels, size: tuple[int, int], spec: InputSpec) -> None:
+    height, width = size
+    planes = np.random.default_rng(15).integers(0, 256, (height * 3 // 2, width), np.uint8)
+    expected = empty(1, *spec.shape)
+    Preprocessor(spec, batch=1)([cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12)], expected)
+    padded = np.pad(planes, ((0, 0), (0, 6)), constant_values=77)
+    luma, chroma = padded[:height], padded[height:]
+    grid, block = (ceil(spec.width, 32), ceil(spec.height, 8), 1), (32, 8, 1)
+    for name, dtype in (("float", np.float32), ("half", np.float16)):
+        got = empty(*spec.shape, dtype=dtype)
+        source = (luma, chroma, width + 6, height, width)
+        target = (got, spec.height, spec.width, spec.channels, int(spec.color == "rgb"))
+        gpu(f"preprocess_nv12_{name}", grid, block, *source, *target, *constants(spec))
+        np.testing.assert_allclose(got, expected[0], atol=1.1 * spec.scale / min(spec.std or (1.0,)), rtol=0)
+        assert np.mean(np.abs(got - expected[0]) > 2e-3) < 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_tiles(gpu: HostKernels, color: Any, channels: int) -> None:
+    tiling = Tiling(tile=24, stride=17)
+    spec = InputSpec(
+        height=24, width=24, channels=1 if color == "gray" else 3, color=color, resize="tile", tiling=tiling
+    )
+    frame = np.ascontiguousarray(skimage.data.astronaut()[:70, :, :channels])[:, 100:190]
+    tiles, origins = cut_tiles(frame, tiling)
+    expected = empty(len(tiles), *spec.shape)
+    Preprocessor(spec, batch=len(tiles))(tiles, expected)
+    table = np.array(origins, np.int32)
+    for name, dtype in (("float", np.float32), ("half", np.float16)):
+        got = empty(len(tiles), *spec.shape, dtype=dtype)
+        source = (frame, frame.strides[0], channels, table)
+        target = (got, 24, spec.channels, int(color == "rgb"))
+        gpu(f"preprocess_tiles_{name}", (1, 3, len(tiles)), (32, 8, 1), *source, *target, *constants(spec))
+        np.testing.assert_allclose(got, expected.astype(dtype), atol=1e-6 if dtype == np.float32 else 1e-3, rtol=0)
+
+
+# Overlay
+
+
+def run_overlay(gpu: HostKernels, frame: NDArray[np.uint8], anomaly_map: Maps, threshold: float) -> NDArray[np.uint8]:
+    height, width = frame.shape[:2]
+    channels = 1 if frame.ndim == 2 else frame.shape[2]
+    painted = empty(height, width, 3, dtype=np.uint8)
+    source = (frame, frame.strides[0], height, width, channels, anomaly_map, *anomaly_map.shape)
+    colours = (np.ascontiguousarray(_COLOURS), threshold, 127 / (abs(threshold) or 1.0))
+    grid = (ceil(width, 32), ceil(height, 8), 1)
+    gpu("overlay", grid, (32, 8, 1), *source, *colours, painted, 3 * width)
+    return painted
+
+
+@pytest.mark.parametrize("threshold", [0.5, -0.2, 0.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_overlay_of_a_map_of_the_frames_size(gpu: HostKernels, channels: int, threshold: float) -> None:
+    frame = np.ascontiguousarray(skimage.data.astronaut()[100:173, :, :channels])[:, 50:149]
+    anomaly_map = (noise(73, 99, seed=16) * 2 - 0.5).astype(np.float32)
+    anomaly_map[5, 5], anomaly_map[6, 6], anomaly_map[7, 7] = np.nan, np.inf, -np.inf
+    expected = overlay(frame, anomaly_map, threshold, outline=False).astype(int)
+    assert np.abs(run_overlay(gpu, frame, anomaly_map, threshold) - expected).max() <= 1
+
+
+def test_overlay_of_a_smaller_map(gpu: HostKernels) -> None:
+    frame = np.ascontiguousarray(skimage.data.astronaut()[100:173, 50:149])
+    anomaly_map = cv2.GaussianBlur(noise(20, 33, seed=17), (0, 0), 4)
+    expected = overlay(frame, anomaly_map, 0.5, outline=False).astype(int)
+    difference = np.abs(run_overlay(gpu, frame, anomaly_map, 0.5) - expected)
+    # A level that is truncated to its neighbour changes a colour by a few grey levels.
+    assert difference.max() <= 8
+    assert np.mean(difference > 1) < 0.01
+
+
+# The kernels as programs
+
+
+def test_a_library_refuses_what_it_cannot_launch(gpu: HostKernels) -> None:
+    library = gpu.libraries["filters"]
+    assert (library.host_has(b"uniform"), library.host_has(b"unknown")) == (1, 0)
+    sizes = (ctypes.c_int * 8)()
+    assert library.host_params(b"uniform", sizes, 8) == 6
+    assert list(sizes)[:6] == [8, 8, 4, 4, 4, 4]
+    assert library.host_params(b"unknown", sizes, 8) == library.host_params(b"uniform", sizes, 5) == -1
+    values = noise(4)
+    assert gpu.run("normalise", (1, 1, 1), (256, 1, 1), values, 4, 0.0, 1.0, shared=16) == 1
+
+
+WRONG = """
+extern "C" __global__ void quarrel(float *x) {
+  if (threadIdx.x < 5) __syncthreads();
+  else {
+    x[threadIdx.x] = 1;
+    __syncthreads();
+  }
+}
+extern "C" __global__ void no_barrier(const float *x, float *y) {
+  __shared__ float all[64];
+  all[threadIdx.x] = x[threadIdx.x];
+  y[threadIdx.x] = all[(threadIdx.x + 1) % blockDim.x];
+}
+extern "C" __global__ void beyond(float *x) { x[threadIdx.x + 1] = 0; }
+"""
+
+
+def test_the_host_finds_what_is_wrong_with_a_kernel(tmp_path: Path) -> None:
+    build = load_build()
+    if build.compiler() is None:
+        pytest.skip("g++, which compiles the kernels for the host, is not installed")
+    source = tmp_path / "wrong.cu"
+    source.write_text(WRONG)
+    gpu = HostKernels({"wrong": build.library(source, tmp_path)})
+    assert gpu.run("quarrel", (1, 1, 1), (64, 1, 1), noise(64)) == 1
+    x, results = noise(64), []
+    for order in (0, 1):
+        gpu.libraries["wrong"].host_reverse(order)
+        results.append(empty(64))
+        gpu("no_barrier", (1, 1, 1), (64, 1, 1), x, results[-1])
+    assert (results[0] != results[1]).any()
+    code = f"""
+import ctypes, numpy as np
+library = ctypes.CDLL({str(build.library(source, tmp_path, sanitize=True))!r})
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+address = ctypes.c_void_p(libc.malloc(64 * 4))
+one = ctypes.c_uint * 3
+library.host_launch(b"beyond", one(1, 1, 1), one(64, 1, 1), 0, (ctypes.c_void_p * 1)(ctypes.addressof(address)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=sanitizer_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """Python itself is not watched, so the sanitizer has to be loaded before everything else."""
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    return {
+        **os.environ,
+        "ADEDGE_SANITIZED_KERNELS": "1",
+        "LD_PRELOAD": runtime.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def everything(gpu: HostKernels) -> list[NDArray[Any]]:
+    """A result of every kernel, with edges that do not fit their blocks."""
+    a, b = photographs(29, 267, 3)
+    maps = a[:, 0].copy()
+    results: list[NDArray[Any]] = [run_dssim(gpu, a, b, rows=8), run_dssim(gpu, a[..., :99], b[..., :99], window=3)]
+    results += [run_dssim(gpu, a.astype(np.float16), b.astype(np.float16), window=window) for window in (7, 15)]
+    results += [run_uniform(gpu, maps, size) for size in (2, 33)]
+    results += [run_gaussian(gpu, maps, sigma) for sigma in (0.7, 9)]
+    results += [run_opening(gpu, maps, size) for size in (3, 4)]
+    partial, filtered = empty(2, 4), empty(*maps.shape)
+    gpu("uniform_reduce", (2, 2, 2), (256, 1, 1), maps, filtered, 29, 267, 5, 16, partial, 2, 0)
+    results += [partial, filtered]
+    for mean in (0, 1):
+        partial = empty(2, 3)
+        gpu("reduce_partial", (3, 2, 1), (256, 1, 1), maps, 29, 267, partial, 2, mean)
+        results += [partial, *finish(gpu, partial, 25 * 263, mean)]
+    frames = (maps[..., None] * 255).astype(np.uint8).repeat(3, axis=3)
+    results += [run_preprocess(gpu, frames, spec) for spec in SPECS.values()]
+    results.append(run_overlay(gpu, frames[0], maps[1], 0.5))
+    return results
+
+
+def test_no_result_depends_on_the_order_of_threads_and_blocks(gpu: HostKernels) -> None:
+    expected = everything(gpu)
+    try:
+        for library in gpu.libraries.values():
+            library.host_reverse(1)
+        for result, forward in zip(everything(gpu), expected, strict=True):
+            np.testing.assert_array_equal(result, forward)
+    finally:
+        for library in gpu.libraries.values():
+            library.host_reverse(0)
+
+
+@pytest.mark.skipif(SANITIZED, reason="these are the tests that run under sanitizers")
+def test_kernels_keep_to_their_memory(tmp_path: Path) -> None:
+    """Run the tests of this file again on kernels that address and undefined-behaviour sanitizers watch."""
+    if load_build().compiler() is None:
+        pytest.skip("g++, which compiles the kernels for the host, is not installed")
+    chosen = "depends_on_the_order or one_pass or of_every_size or merging or nv12 or test_tiles or smaller_map"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__],
+        env=sanitizer_environment(),
+        cwd=HOST_CUDA.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,296 @@
+"""`adedge run` as a user calls it: a process with a real ONNX Runtime engine, its output, its exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
+from adedge.runtime.engines import EngineRecord, Tensor
+from adedge.specs import InputSpec, ReadyMap, ScoreSpec
+
+pytest.importorskip("onnxruntime", reason="runs an engine with ONNX Runtime")
+onnx = pytest.importorskip("onnx", reason="makes the engine's graph with onnx")
+
+LEVELS = [0, 51, 204, 255, 102]  # of the pictures; the map is the picture, so the score is its level / 255
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector whose map is the frame itself, with an engine and thresholds for fp32 only."""
+    path = tmp_path_factory.mktemp("bundle") / "grey.adedge"
+    graph = _identity_graph()
+    record = EngineRecord(
+        target="onnxruntime",
+        precision="fp32",
+        plan="engines/onnxruntime-fp32/engine.onnx",
+        plan_sha256=hashlib.sha256(graph).hexdigest(),
+        graph="model.fp32.onnx",
+        graph_sha256=hashlib.sha256(graph).hexdigest(),
+        batch=(1, 4, 4),
+        input=Tensor(name="frame", shape=(1, 16, 16)),
+        outputs=(Tensor(name="map", shape=(1, 16, 16)),),
+        library_version="1",
+        path="as exported",
+        build_seconds=0.0,
+        built="2026-01-01T00:00:00Z",
+        status="not tested",
+    )
+    with create(path, _manifest()) as draft:
+        draft.write("model.fp32.onnx", graph)
+        draft.write(record.plan, graph)
+        draft.write("engines/onnxruntime-fp32/engine.json", record.model_dump_json())
+    return path
+
+
+def _identity_graph() -> bytes:
+    shape = ["n", 1, 16, 16]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("frame", "map")]
+    node = onnx.helper.make_node("Identity", ["frame"], ["map"])
+    graph = onnx.helper.make_graph([node], "identity", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _manifest() -> Manifest:
+    return Manifest(
+        method="oesdn",
+        variant="ae",
+        network={},
+        input=InputSpec(height=16, width=16, channels=1, color="gray"),
+        score=ScoreSpec(comparison=ReadyMap()),
+        thresholds={"onnxruntime/fp32": Threshold(value=0.5, false_alarm_rate=0.1, pictures=10, data_digest="0" * 64)},
+        provenance=Provenance(
+            created="2026-01-01", data="made", data_digest="0" * 64, seed=0, budget="none", device="cpu", versions={}
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, level in enumerate(LEVELS):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((20, 30), level, np.uint8))
+    return folder
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=60, env=_environment())
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "adedge", "run", *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+
+
+def test_folder_to_verdicts_on_stdout(bundle: Path, pictures: Path) -> None:
+    result = run(bundle, pictures, "--threads", 1, "--batch", 2)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["name"] for record in records] == [f"{number}.png" for number in range(5)]
+    np.testing.assert_allclose([record["score"] for record in records], np.array(LEVELS) / 255, atol=1e-6)
+    assert [record["anomalous"] for record in records] == [level > 127 for level in LEVELS]
+    assert {record["threshold"] for record in records} == {0.5}
+    assert "onnxruntime/fp32, threshold 0.5" in result.stderr
+    assert "5 frames: 3 passed, 2 rejected; 0 dropped, 0 skipped" in result.stderr
+
+
+def test_every_output_at_once(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    outputs = {"--jsonl": "v.jsonl", "--video": "v.webm", "--rejects": "rejects", "--maps": "maps"}
+    options = [word for name, file in outputs.items() for word in (name, tmp_path / file)]
+    result = run(bundle, pictures, *options, "--fail-on-reject", "--threshold", 0.9, "--max-frames", 4)
+    assert result.returncode == 3, result.stderr
+    assert result.stdout == ""
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 4
+    assert sorted(path.name for path in (tmp_path / "rejects").iterdir()) == ["000003_3.overlay.jpg", "000003_3.png"]
+    assert len(list((tmp_path / "maps").iterdir())) == 4
+    reader = cv2.VideoCapture(str(tmp_path / "v.webm"))
+    assert sum(1 for _ in iter(reader.grab, False)) == 4
+
+
+def test_several_sources_share_the_engine(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((pictures / "3.png").read_bytes())
+    result = run(
+        *(bundle, pictures, tmp_path / "one.png", "--wait-ms", 500),
+        *("--rejects", tmp_path / "rejects", "--video", tmp_path / "v.webm"),
+    )
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    of_camera = [[record["score"] for record in records if record["camera"] == camera] for camera in (0, 1)]
+    np.testing.assert_allclose(of_camera[0], np.array(LEVELS) / 255, atol=1e-6)
+    np.testing.assert_allclose(of_camera[1], [1.0], atol=1e-6)
+    rejected = {path.name for path in (tmp_path / "rejects").glob("*.png")}
+    assert rejected == {"camera0_000002_2.png", "camera0_000003_3.png", "camera1_000000_one.png"}
+    for camera, frames in ((0, 5), (1, 1)):
+        reader = cv2.VideoCapture(str(tmp_path / f"v.camera{camera}.webm"))
+        assert sum(1 for _ in iter(reader.grab, False)) == frames
+    assert "camera 1, " in result.stderr
+    assert "6 frames: 3 passed, 3 rejected; 0 dropped, 0 skipped" in result.stderr
+
+
+def test_what_is_for_one_source_is_refused_with_several(bundle: Path, pictures: Path) -> None:
+    result = run(bundle, pictures, pictures, "--batch", 2)
+    assert result.returncode == 2
+    assert "--batch" in result.stderr
+    missing = run(bundle, pictures, "nowhere.mp4")
+    assert missing.returncode == 1
+    assert missing.stdout == ""
+    assert "nowhere.mp4" in missing.stderr
+
+
+def test_a_source_is_named_as_it_is(bundle: Path) -> None:
+    result = run(bundle, "synthetic:brick?frames=1", "synthetic:brick?frames=1")
+    assert result.returncode == 0, result.stderr
+    assert "camera 0, synthetic:brick: 1 frames" in result.stderr
+
+
+def test_unreadable_picture_is_named_and_counted(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "[a] good.png").write_bytes((pictures / "0.png").read_bytes())
+    (tmp_path / "[b] broken.png").write_bytes(b"no picture")
+    result = run(bundle, tmp_path)
+    assert result.returncode == 0
+    assert "[b] broken.png" in result.stderr
+    assert "1 frames: 1 passed, 0 rejected; 0 dropped, 1 skipped" in result.stderr
+    strict = run(bundle, tmp_path, "--strict")
+    assert strict.returncode == 1
+    assert "[b] broken.png" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--precision", "int8"), 1, "adedge build-engine"),
+        (("--target", "tensorrt"), 1, "adedge build-engine"),
+        (("--batch", "9"), 2, "takes 1 to 4 frames at once"),
+        (("--policy", "latest", "--batch", "2"), 2, "policy 'every'"),
+        (("--video", "film.gif"), 2, "names no kind of video"),
+        (("--jsonl", "/dev/full"), 1, "the disk that holds /dev/full is full"),
+        (("--precision", "int4"), 2, "int4"),
+    ],
+)
+def test_wrong_calls_are_one_sentence(
+    bundle: Path, pictures: Path, options: tuple[str, ...], code: int, message: str
+) -> None:
+    result = run(bundle, pictures, *options)
+    assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_source(bundle: Path) -> None:
+    result = run(bundle, "/dev/video97")
+    assert result.returncode == 1
+    assert "adedge: there is no camera /dev/video97" in result.stderr
+
+
+def test_missing_threshold(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy.adedge"
+    shutil.copytree(bundle, copy)
+    with Bundle.open(copy).edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={})
+    result = run(copy, pictures)
+    assert result.returncode == 1
+    assert "no threshold for onnxruntime/fp32: run 'adedge calibrate'" in result.stderr
+    assert run(copy, pictures, "--threshold", 2).returncode == 0
+
+
+def test_unsigned_bundle_is_refused_where_a_signature_is_required(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    from adedge.signing import create_key
+
+    public = create_key(tmp_path / "key")
+    result = run(bundle, pictures, "--require-signature", public)
+    assert result.returncode == 1
+    assert "is not signed" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def many(pictures: Path, tmp_path: Path) -> Path:
+    """More verdicts than a pipe holds: the run cannot end before its output was read."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(3000):
+        (folder / f"{number:04d}.png").symlink_to(pictures / "1.png")
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"])
+def test_signal_ends_the_run_with_whole_outputs(
+    bundle: Path, many: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    rejects = ("--threshold", "0.1", "--rejects", tmp_path / "rejects")
+    with subprocess.Popen(
+        _command(bundle, many, *rejects), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    records = [json.loads(line) for line in (first + rest).splitlines()]
+    assert [record["frame"] for record in records] == list(range(len(records)))
+    assert len(records) < 3000
+    assert f"{len(records)} frames: 0 passed, {len(records)} rejected" in errors
+    assert len(list((tmp_path / "rejects").glob("*.overlay.jpg"))) == len(records)
+
+
+def test_live_page_while_it_runs(bundle: Path, many: Path) -> None:
+    with subprocess.Popen(
+        _command(bundle, many, "--page", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()  # and no more: the pipe fills, the run waits
+        url = next(line for line in process.stderr if "live page: " in line).split()[-1]
+        state = _state(url)
+        while state["cameras"][0]["frames"] == 0:  # the page counts a verdict after its line was written
+            state = _state(url)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert state["about"] == {"bundle": "grey.adedge", "engine": "onnxruntime/fp32"}
+    assert state["cameras"][0]["last"]["anomalous"] is False
+
+
+def _state(url: str) -> Any:
+    with urllib.request.urlopen(f"{url}state.json", timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_page_that_cannot_be_is_refused(bundle: Path, many: Path) -> None:
+    result = run(bundle, many, "--page", "99999")
+    assert result.returncode == 2
+    assert "0.0.0.0:8080" in result.stderr
+
+
+def test_reader_that_leaves_is_no_error(bundle: Path, many: Path) -> None:
+    with subprocess.Popen(
+        _command(bundle, many), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["frame"] == 0
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) == 0, errors
+    assert "Traceback" not in errors
+    assert "Error" not in errors

@@ -1,0 +1,1 @@
+"""Pictures and data sets: reading files, layouts on disk, labelled sets, and pictures drawn by the computer."""

@@ -1,0 +1,66 @@
+"""One picture and what is known about it: what data sets are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.data.pictures import list_pictures, read_picture
+from adedge.errors import DataError
+
+GOOD = "good"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """One picture and what is known about it.
+
+    ``label`` is 0 for good, 1 for anomalous, -1 for unknown; ``kind`` is "good" or the name of the defect. Exactly one
+    of ``path`` (a picture file) and ``array`` (uint8, (H, W, C), C = 1 grey or 3 BGR) is given; ``mask_path`` is the
+    picture of the defect's pixels, or a folder of pictures that show one defect each, where there is one.
+    """
+
+    path: Path | None
+    label: int
+    kind: str
+    mask_path: Path | None = None
+    array: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.array is None):
+            raise DataError("a sample has either a path or an array")
+
+    def read(self) -> NDArray[np.uint8]:
+        """The picture: uint8, (H, W, 3) in BGR order or (H, W, 1). Raises `DataError` where it cannot be read."""
+        if self.array is not None:
+            return self.array
+        assert self.path is not None
+        return read_picture(self.path)
+
+    def read_mask(self) -> NDArray[np.bool_] | None:
+        """Which pixels are defective: bool, (H, W); None where no mask is known, as for every good picture.
+
+        Raises `DataError` where a mask cannot be read, or the masks of one picture differ in size.
+        """
+        if self.mask_path is None:
+            return None
+        paths = list_pictures(self.mask_path) if self.mask_path.is_dir() else [self.mask_path]
+        masks = [np.any(read_picture(path), axis=2) for path in paths]
+        for path, mask in zip(paths, masks, strict=True):
+            if mask.shape != masks[0].shape:
+                raise DataError(f"the masks {paths[0]} and {path} differ in size: those of one picture must not")
+        union: NDArray[np.bool_] = np.any(masks, axis=0)
+        return union
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hex digits of the sha256 of the file, or of the array's bytes."""
+        if self.array is not None:
+            return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
+        assert self.path is not None
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]

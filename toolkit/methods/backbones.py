@@ -1,0 +1,222 @@
+"""Networks trained on ImageNet, cut off where detectors read them: ResNet-18, Wide-ResNet-50-2 and VGG-16.
+
+Architectures and default weights are torchvision's. A backbone expects RGB in [0, 1], standardised by `MEAN` and `STD`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adedge.errors import DataError, MissingDependency
+
+Backbone = Literal["resnet18", "wide-resnet50-2", "vgg16"]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+TORCHVISION = "torchvision"  # its published ImageNet weights, downloaded once into torch's cache
+NONE = "none"  # random features
+
+_WEIGHTS = {
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "wide-resnet50-2": "Wide_ResNet50_2_Weights.IMAGENET1K_V1",
+    "vgg16": "VGG16_Weights.IMAGENET1K_V1",
+}
+
+
+class ResNetFeatures(nn.Module):
+    """ResNet-18 or Wide-ResNet-50-2 up to layer3: (N, 3, H, W) -> outputs of layer1, layer2, layer3.
+
+    Their sides are those of the input divided by 4, 8 and 16; ``channels`` are their channels.
+    """
+
+    def __init__(self, name: Literal["resnet18", "wide-resnet50-2"]) -> None:
+        super().__init__()
+        whole = _torchvision_model(name)
+        self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
+        self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
+        self.channels = (64, 128, 256) if name == "resnet18" else (256, 512, 1024)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of three levels, shallow to deep."""
+        first: Tensor = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))  # type: ignore[operator]
+        second: Tensor = self.layer2(first)  # type: ignore[operator]
+        third: Tensor = self.layer3(second)  # type: ignore[operator]
+        return first, second, third
+
+
+class VggFeatures(nn.Module):
+    """VGG-16's convolutions: (N, 3, H, W) -> outputs of the last four of its five max-poolings.
+
+    Their sides are those of the input divided by 4, 8, 16 and 32; ``channels`` are their channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Without memory first: the classifier that is cut off here has seven times the weights of the convolutions.
+        with torch.device("meta"):
+            features = _torchvision_model("vgg16").features
+        assert isinstance(features, nn.Sequential)
+        self.features = features.to_empty(device="cpu")
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # filled as torchvision fills them
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        self.channels = (128, 256, 512, 512)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of four levels, shallow to deep."""
+        pooled = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                pooled.append(x)
+        return tuple(pooled[1:])
+
+
+class PooledResNet18(nn.Module):
+    """ResNet-18's pooled output, one vector a picture: (N, 3, H, W) -> (N, 512), or (N, 256) without layer4."""
+
+    def __init__(self, *, layer4: bool = True) -> None:
+        super().__init__()
+        whole = _torchvision_model("resnet18")
+        self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
+        self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
+        self.layer4 = whole.layer4 if layer4 else nn.Identity()
+        self.channels = 512 if layer4 else 256
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean of the last features over the picture."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # type: ignore[operator]
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
+        return x.mean((2, 3))
+
+
+def pooled_resnet18(weights: str) -> PooledResNet18:
+    """`PooledResNet18` filled with ``weights`` as `fill` takes them, frozen; "none" is the same random network always.
+
+    A file that ends with layer3 gives a network that does. Raises what `fill` raises.
+    """
+    ends_early = weights not in (TORCHVISION, NONE) and not any(
+        key.startswith("layer4.") for key in _state_dict("resnet18", weights)[0]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PooledResNet18(layer4=not ends_early)
+    fill(network, "resnet18", weights)
+    return network.eval().requires_grad_(False)
+
+
+def untrained(name: Backbone) -> ResNetFeatures | VggFeatures:
+    """A backbone with random weights. Raises `MissingDependency` without torchvision."""
+    return VggFeatures() if name == "vgg16" else ResNetFeatures(name)
+
+
+def fill(network: nn.Module, name: Backbone, weights: str) -> None:
+    """Load ``weights`` ("torchvision", "none" or a file) into a backbone, in place; "none" leaves it as it is.
+
+    Raises `DataError` where the weights cannot be had, do not fit or are not finite.
+    """
+    if weights == NONE:
+        return
+    found, where = _state_dict(name, weights)
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    counters = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = sorted(expected.keys() - found.keys() - counters)
+    if missing:
+        raise DataError(
+            f"{where} does not fit {name}: {_some(missing)} missing; give a state dict of torchvision's {name}"
+        )
+    with torch.device("meta"):
+        known = _torchvision_model(name).state_dict().keys()
+    unexpected = sorted(found.keys() - known)
+    if unexpected:
+        raise DataError(
+            f"{where} does not fit {name}: {_some(unexpected)} unknown; give a state dict of torchvision's {name}"
+        )
+    for key in sorted(expected.keys() & found.keys()):
+        if found[key].shape != expected[key]:
+            shapes = f"{tuple(found[key].shape)}, not {tuple(expected[key])}"
+            raise DataError(f"{where} does not fit {name}: '{key}' has shape {shapes}")
+        if not torch.isfinite(found[key]).all():
+            raise DataError(f"{where} holds a value that is not finite in '{key}'")
+    network.load_state_dict({key: found[key] for key in expected.keys() & found.keys()}, strict=False)
+
+
+def digest(name: Backbone, weights: str) -> str:
+    """Sha256 (hex) of a backbone filled with ``weights``, over names and values; "" for "none".
+
+    It is what a bundle records: the same weights have the same digest, whatever file they came in.
+    """
+    if weights == NONE:
+        return ""
+    network = untrained(name)
+    fill(network, name, weights)
+    return digest_of(network)
+
+
+def digest_of(network: nn.Module) -> str:
+    """Sha256 (hex) over the names and values of a network's weights."""
+    total = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):
+            total.update(key.encode())
+            total.update(value.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _torchvision_model(name: str) -> nn.Module:
+    try:
+        import torchvision
+    except ModuleNotFoundError as error:
+        raise MissingDependency("torchvision", "train", "networks pretrained on ImageNet") from error
+    network: nn.Module = torchvision.models.get_model(name.replace("-", "_"), weights=None)
+    return network
+
+
+def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str]:
+    """A state dict, and what to call it in messages."""
+    if weights == TORCHVISION:
+        import torchvision
+
+        try:
+            return torchvision.models.get_weight(_WEIGHTS[name]).get_state_dict(
+                progress=False, check_hash=True
+            ), weights
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"torchvision's weights of {name} cannot be downloaded ({error}): give a file with --weights FILE, or "
+                "--weights none for random features"
+            ) from error
+    path = Path(weights)
+    if not path.is_file():
+        raise DataError(f"{path} is not there: --weights takes torchvision, none, or a .pth or .safetensors file")
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # what torch raises for a file of another kind has no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as weights ({reason}): give a state dict as .pth or .safetensors"
+        ) from error
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise DataError(f"{path} is not a state dict (names with tensors): save the network's state_dict() alone")
+    return found, str(path)
+
+
+def _some(keys: list[str]) -> str:
+    """The first of several names, and how many more: "'conv1.weight' and 3 others are"."""
+    if len(keys) == 1:
+        return f"'{keys[0]}' is"
+    return f"'{keys[0]}' and {len(keys) - 1} other{'s' if len(keys) > 2 else ''} are"

@@ -1,0 +1,110 @@
+"""Checkpoints of a training: two files in a directory beside the bundle, each replaced as a whole, no pickle.
+
+bottle.adedge.checkpoint/
+  options.json         what this training is: method, options, seed, digest of the pictures
+  state.safetensors    networks and optimiser; its header's metadata says how far the training is
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from adedge.errors import BundleError, UsageError
+from adedge.specs import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPTIONS = "options.json"
+STATE = "state.safetensors"
+
+
+class LossRecord(Record):
+    """The smoothed loss after ``iteration`` iterations of a stage."""
+
+    stage: str
+    iteration: int
+    loss: float
+
+
+class Position(Record):
+    """How far a training is: ``iteration`` iterations of stage number ``stage`` are done. ``loss`` is smoothed."""
+
+    stage: int = Field(default=0, ge=0)
+    iteration: int = Field(default=0, ge=0)
+    loss: float | None = None
+    history: tuple[LossRecord, ...] = ()
+
+
+class Checkpoint:
+    """The checkpoint directory of one training, which ``options`` identify."""
+
+    def __init__(self, directory: Path, options: Mapping[str, Any]) -> None:
+        self.directory = directory
+        # What JSON gives back is compared with what JSON gives back.
+        self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
+
+    def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the saved state. Raises `BundleError` where the disk does not take it; the old state remains."""
+        from safetensors.torch import save
+
+        data = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            metadata={"position": position.model_dump_json()},
+        )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not (self.directory / OPTIONS).exists():
+                _replace(self.directory / OPTIONS, json.dumps(self.options, indent=2, sort_keys=True).encode() + b"\n")
+            _replace(self.directory / STATE, data)
+        except OSError as error:
+            raise BundleError(
+                f"the checkpoint {self.directory} cannot be written ({error}): free some space"
+            ) from error
+
+    def load(self) -> tuple[Position, dict[str, Tensor]] | None:
+        """The saved state, or None where there is none.
+
+        Raises `UsageError` naming the first option that differs from this training's, `BundleError` for a damaged file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not (self.directory / STATE).exists():
+            return None
+        try:
+            self._compare(json.loads((self.directory / OPTIONS).read_text(encoding="utf-8")))
+            with safe_open(self.directory / STATE, framework="pt") as file:
+                position = Position.model_validate_json(file.metadata()["position"])
+                return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise BundleError(f"the checkpoint {self.directory} is damaged ({error}): add --restart") from error
+
+    def discard(self) -> None:
+        """Remove the checkpoint."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        for name in sorted(saved.keys() | self.options.keys()):
+            before, now = saved.get(name), self.options.get(name)
+            if before != now:
+                raise UsageError(
+                    f"{self.directory} is the checkpoint of another training ({name} {before} there, {now} here): "
+                    "repeat that command to resume it, or add --restart to discard it"
+                )
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write ``path`` whole or not at all: a new file, flushed, takes its name."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

@@ -1,0 +1,473 @@
+"""Training: one loop for every method, seeded, bounded, resumable, that ends in a bundle.
+
+Iteration i of stage s draws all its randomness (which pictures, which crops, which transforms) from a generator seeded
+with (seed, s, i). So a training that was interrupted needs no generator state to go on as if nothing had happened:
+on a CPU, the same seed and number of threads give the same weights, bit by bit, resumed or not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adedge import __version__
+from adedge.bundle import Bundle, Manifest, Provenance, check_creatable, create
+from adedge.data.datasets import Dataset, Sample, load_dataset
+from adedge.data.pictures import conform
+from adedge.errors import DataError, UsageError
+from adedge.golden import choose_frames, golden_file, require_size
+from adedge.methods import Method, Stage, TrainingPlan, input_from_frames, predict
+from adedge.methods.checkpoint import Checkpoint, LossRecord, Position
+from adedge.progress import Progress
+from adedge.specs import InputSpec
+
+CACHE_BYTES = 2 << 30  # decoded training pictures kept in memory; those beyond are decoded each time
+SMOOTHING = 0.98  # of the reported loss: exponential mean over about 50 iterations
+RECORDS_PER_STAGE = 100
+
+
+def train(
+    method: Method,
+    dataset: Dataset,
+    *,
+    output: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    amp: bool = False,
+    threads: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    checkpoint_every_s: float = 30.0,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Train ``method`` on the good pictures of ``dataset`` and write the bundle ``output``.
+
+    ``amp`` computes in bfloat16 what torch's autocast does, in the stages that gain by it. ``progress`` counts each
+    stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives sentences for a person: what the
+    training will cost (a few iterations are measured first, only if somebody listens), that a checkpoint was found, and
+    at the end what it took and which share of that went into loading pictures.
+
+    A checkpoint is kept in ``<output>.checkpoint`` until the bundle is written; found there, it is resumed unless
+    ``restart``. Ctrl-C ends the iteration, saves a checkpoint and raises KeyboardInterrupt; a second one does not wait.
+
+    Raises `BundleError` where the bundle cannot be written, `UsageError` for a device that is not there or a checkpoint
+    of another training, `DataError` for pictures that cannot be used or a loss that is not finite.
+    """
+    check_creatable(output, overwrite=overwrite)
+    plan = method.plan()
+    place = _device(device)
+    options = {**method.model_dump(), "method": method.name, "seed": seed, "amp": amp, "data": dataset.digest}
+    checkpoint = Checkpoint(checkpoint_directory(output), options)
+    if restart:
+        checkpoint.discard()
+    saved = checkpoint.load()
+    started = time.perf_counter()
+    pictures = _pictures(dataset.train, plan, seed)
+    decoding_s = time.perf_counter() - started
+    golden = choose_frames(dataset, plan.input)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = method.networks(method.variant, plan.network)
+    networks.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    run = _Run(method, plan, networks, pictures, seed=seed, device=place, amp=amp)
+    with _threads(threads):
+        if saved is not None:
+            run.restore(*saved)
+            if announce:
+                announce(f"resuming from {checkpoint.directory}: {run.where()}")
+        if announce:
+            announce(run.estimate())
+        run.finish(checkpoint, every_s=checkpoint_every_s, progress=progress)
+        if announce:
+            announce(f"decoded the pictures in {_duration(decoding_s)}, {run.costs()}")
+        manifest = _manifest(method, plan, dataset, seed=seed, device=device, amp=amp)
+        module = method.deploy(networks.cpu()).eval()
+        golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
+    training = {
+        "pictures": [sample.digest for sample in dataset.train],
+        "history": [record.model_dump() for record in run.position.history],
+    }
+    with create(output, manifest, overwrite=overwrite) as draft:
+        draft.write("weights.safetensors", _weights(networks))
+        draft.write_json("training.json", training)
+        draft.write("golden.npz", golden_data)
+    checkpoint.discard()
+    return Bundle.open(output)
+
+
+def _pictures(samples: Sequence[Sample], plan: TrainingPlan, seed: int) -> Mapping[str, Pictures]:
+    """The pictures of each kind of stage, drawn apart by ``seed``. Raises `DataError` where there are too few."""
+    if plan.validation == 0:
+        sets = {"training": Pictures(samples, plan.input)}
+    else:
+        kept = max(1, round(plan.validation * len(samples)))
+        if kept >= len(samples):
+            raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
+        order = np.random.default_rng(seed).permutation(len(samples))
+        validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
+        samples = training
+        sets = {"validation": Pictures(validation, plan.input), "training": Pictures(training, plan.input)}
+    for name, other in plan.others.items():
+        found = samples if other.folder is None else load_dataset(str(other.folder), holdout=0).train
+        sets[name] = Pictures(found, other.input)
+    return sets
+
+
+def checkpoint_directory(output: Path) -> Path:
+    """Where the training of ``output`` keeps its checkpoint."""
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+class Pictures:
+    """The training pictures, decoded and in the network's colours; those that fit into `CACHE_BYTES` only once.
+
+    Raises `DataError` where there is none, or one is smaller than a tile that is to be cut from it.
+    """
+
+    def __init__(self, samples: Sequence[Sample], spec: InputSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
+        if not samples:
+            raise DataError("there are no pictures to train on: put good pictures into the folder, or train/good of it")
+        self.spec = spec
+        self._samples = samples
+        self._cached: list[NDArray[np.uint8]] = []
+        free = cache_bytes
+        for sample in samples:
+            frame = self._read(sample)
+            free -= frame.nbytes
+            if free < 0:
+                break
+            self._cached.append(frame)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batch(self, rng: np.random.Generator, size: int, crop: int | None) -> NDArray[np.uint8]:
+        """``size`` different pictures as far as there are, (size, side, side, C): random crops of side ``crop``.
+
+        Without ``crop`` the side is the input's: whole pictures, or random tiles of pictures that are not resized.
+        """
+        side = crop or self.spec.height
+        chosen = rng.choice(len(self), size=size, replace=size > len(self))
+        return np.stack([_crop(self._frame(int(index)), side, rng) for index in chosen])
+
+    def each(self, rng: np.random.Generator, size: int, crop: int | None) -> Iterator[NDArray[np.uint8]]:
+        """Every picture once, in order, in batches of at most ``size``; crops as `batch` takes them."""
+        side = crop or self.spec.height
+        for start in range(0, len(self), size):
+            indices = range(start, min(start + size, len(self)))
+            yield np.stack([_crop(self._frame(index), side, rng) for index in indices])
+
+    def _frame(self, index: int) -> NDArray[np.uint8]:
+        return self._cached[index] if index < len(self._cached) else self._read(self._samples[index])
+
+    def _read(self, sample: Sample) -> NDArray[np.uint8]:
+        frame = conform(sample.read(), self.spec)
+        require_size(frame, self.spec, sample)
+        return frame
+
+
+def _crop(frame: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    top, left = (int(rng.integers(0, length - side + 1)) for length in frame.shape[:2])
+    crop: NDArray[np.uint8] = frame[top : top + side, left : left + side]
+    return crop
+
+
+class _Run:
+    """A training under way: the networks, the optimiser of the current stage, and the position in the plan."""
+
+    def __init__(
+        self,
+        method: Method,
+        plan: TrainingPlan,
+        networks: nn.ModuleDict,
+        pictures: Mapping[str, Pictures],
+        *,
+        seed: int,
+        device: torch.device,
+        amp: bool,
+    ) -> None:
+        self.method = method
+        self.plan = plan
+        self.networks = networks
+        self.pictures = pictures
+        self.seed = seed
+        self.device = device
+        self.amp = amp
+        self.position = Position()
+        self.optimizer = self._optimizer()
+        self.training_s = self.loading_s = 0.0
+
+    def finish(self, checkpoint: Checkpoint, *, every_s: float, progress: Progress | None) -> None:
+        """Train from the current position to the end of the last stage, saving checkpoints on the way."""
+        started, self.loading_s = time.perf_counter(), 0.0
+        with _deferred_interrupt() as interrupted:
+            while self.position.stage < len(self.plan.stages):
+                self._finish_stage(checkpoint, interrupted, every_s=every_s, progress=progress)
+                self.position = self.position.model_copy(
+                    update={"stage": self.position.stage + 1, "iteration": 0, "loss": None}
+                )
+                self.optimizer = self._optimizer()
+                checkpoint.save(self.position, self._tensors())
+        self.training_s = time.perf_counter() - started
+
+    def costs(self) -> str:
+        """What the training took since it began or was resumed, and how much of that went into loading pictures."""
+        share = self.loading_s / max(self.training_s, 1e-9)
+        return f"trained in {_duration(self.training_s)}; loading pictures took {share:.1%} of that"
+
+    def _finish_stage(
+        self,
+        checkpoint: Checkpoint,
+        interrupted: Callable[[], bool],
+        *,
+        every_s: float,
+        progress: Progress | None,
+    ) -> None:
+        stage = self.plan.stages[self.position.stage]
+        if self.position.iteration == 0:
+            self._prepare(self.position.stage, self.networks)
+        if stage.iterations == 0:
+            return
+        step = self._step(stage, self.networks, self.optimizer)
+        record_every = max(1, stage.iterations // RECORDS_PER_STAGE)
+        saved_at = time.monotonic()
+        for iteration in range(self.position.iteration, stage.iterations):
+            value = step(self.position.stage, iteration)
+            before = self.position.loss
+            loss = value if before is None else SMOOTHING * before + (1 - SMOOTHING) * value
+            history = self.position.history
+            if (iteration + 1) % record_every == 0:
+                history = (*history, LossRecord(stage=stage.name, iteration=iteration + 1, loss=loss))
+            self.position = Position(stage=self.position.stage, iteration=iteration + 1, loss=loss, history=history)
+            if progress:
+                progress(iteration + 1, stage.iterations, f"{stage.name}: loss {loss:.5f}")
+            due = time.monotonic() - saved_at >= every_s
+            if due or interrupted():
+                checkpoint.save(self.position, self._tensors())
+                saved_at = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
+
+    def _prepare(self, number: int, networks: nn.ModuleDict) -> None:
+        stage = self.plan.stages[number]
+        rng = np.random.default_rng([self.seed, number])
+        frames = self.pictures[stage.pictures].each(rng, stage.batch, stage.crop)
+        networks.eval()
+        with torch.no_grad():
+            self.method.prepare(stage, networks, (self._input(batch, stage) for batch in frames))
+
+    def _input(self, frames: NDArray[np.uint8], stage: Stage) -> Tensor:
+        spec = self.pictures[stage.pictures].spec
+        return input_from_frames(frames, spec).to(self.device, memory_format=torch.channels_last)
+
+    def _step(
+        self, stage: Stage, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer | None
+    ) -> Callable[[int, int], float]:
+        """One iteration of ``stage`` on ``networks``: (stage number, iteration) -> loss."""
+        networks.eval()
+        networks[stage.trains].train()
+        objective = self.method.objective(stage, networks)
+        pictures = self.pictures[stage.pictures]
+        assert optimizer is not None, f"stage '{stage.name}' has iterations and nothing to train"
+
+        def step(number: int, iteration: int) -> float:
+            rng = np.random.default_rng([self.seed, number, iteration])
+            started = time.perf_counter()
+            x = self._input(pictures.batch(rng, stage.batch, stage.crop), stage)
+            self.loading_s += time.perf_counter() - started
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, iteration)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp and stage.autocast):
+                loss = objective(x, rng)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the loss of stage '{stage.name}' is {value} at iteration {iteration + 1}: "
+                    "look for broken pictures, or train with another --seed, a larger --batch or without --amp"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            return value
+
+        return step
+
+    def estimate(self) -> str:
+        """What the rest of the training costs, from a few iterations of each stage on a copy of the networks."""
+        parts, total_s = [], 0.0
+        for number, stage in enumerate(self.plan.stages):
+            left = stage.iterations - (self.position.iteration if number == self.position.stage else 0)
+            if number < self.position.stage or left == 0:
+                continue
+            trial = copy.deepcopy(self.networks)
+            step = self._step(stage, trial, _optimizer(stage, trial))
+            step(number, 0)  # the first iteration also allocates
+            started, measured = time.perf_counter(), 0
+            while measured < min(3, left) and time.perf_counter() - started < 5:
+                step(number, measured)
+                measured += 1
+            each_s = (time.perf_counter() - started) / measured
+            total_s += left * each_s
+            parts.append(f"{stage.name} {left} × {each_s:.3g} s")
+        remedy = "; --budget quick, --amp or --device cuda shorten it" if total_s > 3600 else ""
+        return f"training takes about {_duration(total_s)} on this machine ({', '.join(parts)}){remedy}"
+
+    def where(self) -> str:
+        """The position, for people."""
+        if self.position.stage == len(self.plan.stages):
+            return "all stages are trained"
+        stage = self.plan.stages[self.position.stage]
+        return f"stage {stage.name}, {self.position.iteration} of {stage.iterations} iterations done"
+
+    def restore(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what a checkpoint holds."""
+        self.position = position
+        self.networks.load_state_dict(_part(tensors, "networks."))
+        self.optimizer = self._optimizer()
+        if self.optimizer is None:
+            return
+        parameters = self.optimizer.param_groups[0]["params"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            parameter = parameters[int(index)]
+            # The fused optimiser walks through memory: moments must lie as their parameter does.
+            laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            state.setdefault(int(index), {})[key] = laid_out
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that changes: weights, and the optimiser's moments and step counts by parameter number."""
+        tensors = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
+        state = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
+        for index, moments in state.items():
+            tensors.update({f"optimizer.{index}.{key}": value for key, value in moments.items()})
+        return tensors
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        stages = self.plan.stages
+        return _optimizer(stages[min(self.position.stage, len(stages) - 1)], self.networks)
+
+
+def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer | None:
+    """The optimiser of a stage's network; None where the stage trains nothing."""
+    if stage.iterations == 0:
+        return None
+    parameters = networks[stage.trains].parameters()
+    rate, decay = stage.learning_rate, stage.weight_decay
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=stage.momentum, weight_decay=decay, fused=True)
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def learning_rate(stage: Stage, iteration: int) -> float:
+    """The rate of an iteration counted from 0: constant, or half a cosine from the stage's rate towards 0.
+
+    In the stage's first ``warm_up`` iterations it rises in equal steps to that.
+    """
+    rate = stage.learning_rate * min(1.0, (iteration + 1) / stage.warm_up) if stage.warm_up else stage.learning_rate
+    return rate if stage.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from error
+    return device
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use ``count`` threads inside the block; None leaves its choice."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold back the first SIGINT or SIGTERM and yield a function that says whether one came.
+
+    An iteration is never cut in two, so what is saved after it is consistent. The second signal interrupts at once.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    received = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
+            raise KeyboardInterrupt
+        received = True
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _manifest(method: Method, plan: TrainingPlan, dataset: Dataset, *, seed: int, device: str, amp: bool) -> Manifest:
+    options = {name: value for name, value in method.model_dump().items() if value is not None}
+    return Manifest(
+        method=method.name,
+        variant=method.variant,
+        network=plan.network,
+        input=plan.input,
+        score=plan.score,
+        provenance=Provenance(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            data=dataset.name,
+            data_digest=dataset.digest,
+            seed=seed,
+            budget=method.budget,
+            device=device,
+            versions={
+                "adedge": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            options={**options, "amp": amp},
+        ),
+    )
+
+
+def _weights(networks: nn.ModuleDict) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: value.detach().cpu().contiguous() for name, value in networks.state_dict().items()})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
