@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 from adedge.benchmarks.latency import Contender
 from adedge.data.datasets import Sample
 from adedge.intervals import auroc_interval, pixel_intervals
-from adedge.metrics import auroc, best_f1, pixel_auroc, pro_curve, roc_curve
+from adedge.metrics import auroc, best_f1, count_flips, pixel_auroc, pro_curve, roc_curve
 from adedge.progress import Progress
-from adedge.runtime.host_inspector import HostInspector
-from adedge.runtime.sources import Frame
+from adedge.runtime.inspection import judge_samples
 from adedge.specs import InputSpec, Record, ScoreSpec
 
 CURVE_POINTS = 200
@@ -50,29 +50,17 @@ class Scored:
     """What a contender says of the labelled pictures: maps (list of (H, W)), scores (N,), verdicts (N,) or None."""
 
     maps: list[NDArray[np.float32]]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.floating[Any]]
     verdicts: NDArray[np.bool_] | None
 
 
 def score_samples(
     contender: Contender, samples: Sequence[Sample], spec: InputSpec, score: ScoreSpec, progress: Progress | None = None
 ) -> Scored:
-    """Maps, raw scores and verdicts of pictures, through the code of `adedge run`, as many at once as it takes."""
-    threshold = contender.threshold
-    inspector = HostInspector(contender.backend, spec, score, threshold=np.inf if threshold is None else threshold)
-    maps: list[NDArray[np.float32]] = []
-    scores: list[float] = []
-    for start in range(0, len(samples), contender.backend.batch):
-        part = samples[start : start + contender.backend.batch]
-        frames = [Frame(start + offset, 0, sample.read(), sample.kind) for offset, sample in enumerate(part)]
-        for verdict in inspector.inspect(frames):
-            assert verdict.map is not None
-            maps.append(verdict.map.copy())
-            scores.append(verdict.score)
-        if progress is not None:
-            progress(len(scores), len(samples), contender.name)
-    values = np.array(scores, np.float64)
-    return Scored(maps=maps, scores=values, verdicts=None if threshold is None else values > threshold)
+    """Maps, raw scores and verdicts of pictures, judged as `adedge run` does: on the GPU where the engine is."""
+    judged = judge_samples(contender.backend, spec, score, samples, name=contender.name, maps=True, progress=progress)
+    verdicts = None if contender.threshold is None else judged.scores > contender.threshold
+    return Scored(maps=list(judged.maps), scores=judged.scores, verdicts=verdicts)
 
 
 def accuracy(
@@ -99,7 +87,7 @@ def accuracy(
         pixels["false_alarms"] = float(verdicts[labels == 0].mean())
         pixels["misses"] = float((~verdicts[labels == 1]).mean())
         if reference is not None and reference.verdicts is not None:
-            pixels["flips"] = int((verdicts != reference.verdicts).sum())
+            pixels["flips"] = count_flips(reference.verdicts, verdicts)
     return Accuracy.model_validate(
         {
             "pictures": len(labels),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from adedge.errors import EngineError, UsageError
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
-from adedge.runtime.cuda.inspector import CudaInspector, inspector_on
-from adedge.runtime.host_inspector import HostInspector
+from adedge.runtime.inspection import make_inspector
+from adedge.runtime.inspector import Inspector
 from adedge.runtime.pipeline import run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
@@ -99,13 +99,13 @@ def measure_latency(
                 "build it with '--batch MIN,OPT,MAX', or leave it out with --target or --precision"
             )
     inspectors = {
-        c.name: inspector_on(
+        c.name: make_inspector(
             c.backend,
             spec,
             score,
             threshold=np.inf if c.threshold is None else c.threshold,
             maps="never",
-            declined=partial(log.warning, "%s: %s", c.name),
+            notify=partial(log.warning, "%s: %s", c.name),
         )
         for c in contenders
     }
@@ -139,7 +139,7 @@ def measure_latency(
 
 
 def _inspect(
-    inspector: HostInspector | CudaInspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
+    inspector: Inspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
 ) -> list[tuple[float, float]]:
     """(network, frame) milliseconds of ``count`` batches."""
     timings = []
@@ -148,13 +148,14 @@ def _inspect(
             Frame(index, time.monotonic_ns(), images[index % len(images)], f"frame {index}")
             for index in range(first, first + batch)
         ]
-        timings_ms = [verdict.timings_ms for verdict in inspector.inspect(frames)]
+        inspector.submit(frames)
+        timings_ms = [verdict.timings_ms for verdict in inspector.collect()]
         timings.append((timings_ms[0]["network"], timings_ms[0]["frame"]))
     return timings
 
 
 def _paced(
-    inspector: HostInspector | CudaInspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
+    inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
 ) -> list[float]:
     """Verdict latencies in milliseconds of frames that arrive ``rate`` times a second."""
 

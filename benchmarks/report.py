@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from adedge.benchmarks import plots
 from adedge.benchmarks.accuracy import Accuracy, Scored
 from adedge.benchmarks.latency import Latency
 from adedge.data.datasets import Sample
+from adedge.errors import DataError
+from adedge.files import write_whole
 from adedge.intervals import rate_bound
 from adedge.runtime.engines import EngineRecord
 from adedge.runtime.overlay import SheetRow, picture_sheet
@@ -46,6 +49,28 @@ class Report(Record):
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     engines: dict[str, EngineRecord] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def report_files(report: Report, sheets: Mapping[str, bytes]) -> dict[str, str]:
+    """report.json, report.md and report.html by name; ``sheets`` are heat maps (JPEG) by contender."""
+    return {
+        "report.json": report.model_dump_json(indent=2) + "\n",
+        "report.md": markdown(report),
+        "report.html": page(report, sheets),
+    }
+
+
+def save_report(folder: Path, report: Report, sheets: Mapping[str, bytes]) -> None:
+    """Write the report and its heat maps into a folder, each file whole or not at all. Raises `DataError`."""
+    pictures = {f"heat-maps.{name.replace('/', '-')}.jpg": sheet for name, sheet in sheets.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in report_files(report, sheets).items():
+            write_whole(folder / name, text)
+        for name, picture in pictures.items():
+            write_whole(folder / name, picture)
+    except OSError as error:
+        raise DataError(f"the report cannot be written to {folder} ({error}): choose another place with -o") from error
 
 
 def headline(report: Report) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from adedge.errors import DataError, UsageError
 
 
-def conformal_threshold(scores: NDArray[np.float32], false_alarm_rate: float) -> float:
+def conformal_threshold(scores: NDArray[np.floating[Any]], false_alarm_rate: float) -> float:
     """The threshold for raw scores (n,) of held-out good pictures: a further one is ``> threshold`` at most that often.
 
     Raises `DataError` where there are fewer pictures than `pictures_needed`, or a score is not finite.

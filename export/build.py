@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-
-import numpy as np
-from numpy.typing import NDArray
 
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, GateError
 from adedge.export.builders import GRAPHS, BuildOptions, Built, Source, builder_of
-from adedge.export.verify import difference
+from adedge.export.verify import difference_of
+from adedge.golden import read_golden
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.tensorrt import TensorRTBackend
 from adedge.runtime.engines import EngineRecord, engine_folder, incompatibility, open_plan
-from adedge.specs import Precision, Target
+from adedge.runtime.inspection import judge_frames
+from adedge.specs import EngineKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,7 @@ class Gates:
 
 def build_engine(
     bundle: Bundle,
-    target: Target,
-    precision: Precision,
+    key: EngineKey,
     options: BuildOptions | None = None,
     gates: Gates | None = None,
     progress: Progress | None = None,
@@ -48,32 +45,32 @@ def build_engine(
     than asked for, or could not be made), `MissingDependency`.
     """
     options = options or BuildOptions()
-    options.check(target)
+    options.check(key.target)
     with bundle.edit() as draft:
-        source = source_from_bundle(bundle, target, precision, options)
+        source = source_from_bundle(bundle, key, options)
         started = time.perf_counter()
-        built = builder_of(target)(source, options, progress)
-        record = _record(bundle, target, source, built, time.perf_counter() - started)
+        built = builder_of(key.target)(source, options, progress)
+        record = _record(bundle, key, source, built, time.perf_counter() - started)
         record = self_test(bundle, record, built.plan)
         check_gates(record, gates or Gates())
-        draft.remove(engine_folder(target, precision))
+        draft.remove(engine_folder(key))
         draft.write(record.plan, built.plan)
-        draft.write(f"{engine_folder(target, precision)}/engine.json", record.model_dump_json(indent=2) + "\n")
+        draft.write(f"{engine_folder(key)}/engine.json", record.model_dump_json(indent=2) + "\n")
     return Bundle.open(bundle.path)
 
 
-def source_from_bundle(bundle: Bundle, target: Target, precision: Precision, options: BuildOptions) -> Source:
+def source_from_bundle(bundle: Bundle, key: EngineKey, options: BuildOptions) -> Source:
     """The graphs that the target may build from, each checked to be of the bundle's present weights and ranges.
 
     A graph that is only a fallback may be absent. Raises `BundleError`.
     """
-    stems = GRAPHS[target][precision]
+    stems = GRAPHS[key.target][key.precision]
     present = [stem for stem in stems if bundle.has(f"{stem}.onnx")]
     # Where none is there, asking for the first one says what to run.
     graphs = {stem: graph_from_bundle(bundle, stem) for stem in present or stems[:1]}
     return Source(
         graphs=graphs,
-        precision=precision,
+        precision=key.precision,
         shape=bundle.manifest.input.shape,
         batch=options.batch or default_batch(bundle),
     )
@@ -81,7 +78,7 @@ def source_from_bundle(bundle: Bundle, target: Target, precision: Precision, opt
 
 def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
     """A graph, if it was exported from the weights and ranges that the bundle holds now. Raises `BundleError`."""
-    path = bundle.file(f"{stem}.onnx")
+    data, path = bundle.read(f"{stem}.onnx"), bundle.path / f"{stem}.onnx"
     graph = bundle.manifest.graphs.get(stem)
     if graph is None:
         raise BundleError(f"{path} is not described in bundle.json: run 'adedge export {bundle.path}' again")
@@ -94,7 +91,7 @@ def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
             raise BundleError(
                 f"{path} is stale: the {what} changed since it was exported; run 'adedge export {bundle.path}' again"
             )
-    return path.read_bytes()
+    return data
 
 
 def default_batch(bundle: Bundle) -> tuple[int, int, int]:
@@ -114,7 +111,7 @@ def self_test(bundle: Bundle, record: EngineRecord, plan: bytes) -> EngineRecord
         return record.model_copy(update={"status": status})
     backend = open_plan(record, plan)
     try:
-        result = compare(bundle, backend, record)
+        result = _difference(bundle, backend, record.key)
         layers = backend.layer_counts() if isinstance(backend, TensorRTBackend) else {}
     finally:
         backend.close()
@@ -122,25 +119,16 @@ def self_test(bundle: Bundle, record: EngineRecord, plan: bytes) -> EngineRecord
     return record.model_copy(update={"self_test": result, "status": status, "layers": layers})
 
 
-def compare(bundle: Bundle, backend: Backend, record: EngineRecord) -> Difference:
-    """Run the golden frames through an engine, in batches as large as it takes."""
-
-    def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        parts = []
-        for start in range(0, len(frames), backend.batch):
-            part = frames[start : start + backend.batch]
-            backend.input[: len(part)] = part
-            backend.run(len(part))
-            parts.append([output[: len(part)].copy() for output in backend.outputs])
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-
-    engine = f"{record.target}/{record.precision}"
-    return difference(bundle, run, name=f"the {engine} engine", threshold=engine)
+def _difference(bundle: Bundle, backend: Backend, key: EngineKey) -> Difference:
+    """How an engine judges the golden frames, as `adedge run` does it, beside what PyTorch gave them."""
+    golden, manifest = read_golden(bundle), bundle.manifest
+    judged = judge_frames(backend, manifest.input, manifest.score, golden.frames, name=str(key))
+    return difference_of(bundle, golden, judged, name=f"the {key} engine", threshold=str(key))
 
 
 def check_gates(record: EngineRecord, gates: Gates) -> None:
     """Raise `GateError` where the self-test is worse than a gate allows, or where a gate cannot be checked."""
-    engine = f"the {record.target}/{record.precision} engine"
+    engine = f"the {record.key} engine"
     result = record.self_test
     if result is None:
         if gates != Gates():
@@ -150,7 +138,7 @@ def check_gates(record: EngineRecord, gates: Gates) -> None:
         if result.flips is None:
             raise GateError(
                 f"--max-flips cannot be checked: the bundle lacks a threshold for the model or for "
-                f"{record.target}/{record.precision}; run 'adedge calibrate' first"
+                f"{record.key}; run 'adedge calibrate' first"
             )
         if result.flips > gates.max_flips:
             raise GateError(
@@ -167,13 +155,13 @@ def check_gates(record: EngineRecord, gates: Gates) -> None:
             )
 
 
-def _record(bundle: Bundle, target: Target, source: Source, built: Built, seconds: float) -> EngineRecord:
-    name = "engine.onnx" if target == "onnxruntime" else "engine.plan"
+def _record(bundle: Bundle, key: EngineKey, source: Source, built: Built, seconds: float) -> EngineRecord:
+    name = "engine.onnx" if key.target == "onnxruntime" else "engine.plan"
     graph = f"{built.graph}.onnx"
     return EngineRecord(
-        target=target,
-        precision=source.precision,
-        plan=f"{engine_folder(target, source.precision)}/{name}",
+        target=key.target,
+        precision=key.precision,
+        plan=f"{engine_folder(key)}/{name}",
         plan_sha256=hashlib.sha256(built.plan).hexdigest(),
         graph=graph,
         graph_sha256=bundle.manifest.files[graph].sha256,

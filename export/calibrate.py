@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import IMPORTED, Bundle, Normalisation, Threshold
+from adedge.bundle import Bundle, Normalisation, Threshold
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
 from adedge.data.datasets import Dataset, Sample
-from adedge.data.pictures import conform
+from adedge.data.pictures import conform, network_input
 from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
 from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
@@ -30,24 +28,20 @@ from adedge.export.graphs import (
     graph_files,
     is_new,
     json_from_ranges,
-    onnxruntime_backend,
     require_packages,
     run_with_onnxruntime,
     store,
     verified,
 )
-from adedge.export.verify import network_input
 from adedge.golden import stain
-from adedge.methods import detector_function, require_torch
 from adedge.progress import Progress
-from adedge.runtime.backends import Backend, FakeBackend
-from adedge.runtime.cuda.inspector import inspector_on
+from adedge.runtime.backends import Backend
+from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from adedge.runtime.backends.reference import BATCH, load_reference
 from adedge.runtime.engines import engines_in, load_engine, read_record
-from adedge.runtime.inspector import Maps
-from adedge.runtime.sources import Frame
-from adedge.runtime.verdict import Verdict
+from adedge.runtime.inspection import judge_samples
 from adedge.scoring import maps_and_scores
-from adedge.specs import PRECISIONS, InputSpec, Precision
+from adedge.specs import PRECISIONS, EngineKey, InputSpec, Precision
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import RangeMethod, Ranges
@@ -57,7 +51,6 @@ log = logging.getLogger(__name__)
 
 RANGE_PICTURES = 64  # more move no range visibly
 PROBE_PICTURES = 8  # with a stained copy of each, what the placement of INT8 is judged by
-BATCH = 8
 # Of a network that scores itself, limits on the score do not protect the map. It may come from convolutions of little
 # work, where INT8 gains nothing: those with less than this share of all multiply-accumulates stay in floating point.
 CHEAP = 0.02
@@ -111,19 +104,17 @@ def calibrate(
         ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress) if "int8" in wanted else None
         files = graph_files(fp32, wanted, ranges)
 
-        def scores_of(name: str, backend: Backend) -> NDArray[np.float32]:
-            try:
-                return score_pictures(bundle, backend, parts.thresholds, name, progress)
-            finally:
-                backend.close()
+        def scores_of(name: str, backend: Backend) -> NDArray[np.floating[Any]]:
+            with closing(backend):
+                return _scores(bundle, backend, parts.thresholds, name, progress)
 
-        reference = scores_of(manifest.reference, reference_backend(bundle))
+        reference = scores_of(manifest.reference, load_reference(bundle))
         thresholds = {manifest.reference: _threshold(reference, false_alarm_rate, parts)}
         for precision in wanted:
             graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
-            name = f"onnxruntime/{precision}"
+            name = str(EngineKey("onnxruntime", precision))
             if name not in thresholds:
-                scores = scores_of(name, onnxruntime_backend(graph))
+                scores = scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH, or_fewer=True))
                 thresholds[name] = _threshold(scores, false_alarm_rate, parts)
 
         # Flips are counted against the thresholds that are about to be stored.
@@ -171,15 +162,14 @@ def fit_thresholds(
             "some verdicts will differ for that reason alone"
         )
     thresholds = {}
-    for where, precision in engines_in(bundle):
-        name = f"{where}/{precision}"
+    for key in engines_in(bundle):
         try:
-            with closing(load_engine(bundle, where, precision)) as backend:
-                scores = score_pictures(bundle, backend, parts.thresholds, name, progress)
+            with closing(load_engine(bundle, key)) as backend:
+                scores = _scores(bundle, backend, parts.thresholds, str(key), progress)
         except (EngineError, MissingDependency) as error:
-            notes.append(f"no new threshold for the {name} engine: {error}")
+            notes.append(f"no new threshold for the {key} engine: {error}")
         else:
-            thresholds[name] = _threshold(scores, false_alarm_rate, parts)
+            thresholds[str(key)] = _threshold(scores, false_alarm_rate, parts)
     if not thresholds:
         raise EngineError(
             f"{bundle.path} has no engine that runs here ({'; '.join(notes) or 'none was built'}): "
@@ -229,7 +219,7 @@ def _divided(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts
     return Parts(int8=aside, thresholds=left, trained_on=len(seen))
 
 
-def _threshold(scores: NDArray[np.float32], false_alarm_rate: float, parts: Parts) -> Threshold:
+def _threshold(scores: NDArray[np.floating[Any]], false_alarm_rate: float, parts: Parts) -> Threshold:
     return Threshold(
         value=conformal_threshold(scores, false_alarm_rate),
         false_alarm_rate=false_alarm_rate,
@@ -289,66 +279,23 @@ def measure_int8(
     return ranges.model_copy(update={"float_nodes": decision.float_nodes, "notes": decision.notes})
 
 
-def score_pictures(
-    bundle: Bundle, backend: Backend, samples: Sequence[Sample], name: str, progress: Progress | None = None
-) -> NDArray[np.float32]:
-    """Raw scores (n,) of pictures, through the same code as `adedge run`."""
-    scores: list[float] = []
-    images = ((_name(sample), sample.read()) for sample in samples)
-    for verdict in verdicts_on(bundle, backend, images, name):
-        scores.append(verdict.score)
-        if progress is not None:
-            progress(len(scores), len(samples), name)
-    return np.array(scores, np.float32)
-
-
-def verdicts_on(
-    bundle: Bundle,
-    backend: Backend,
-    images: Iterable[tuple[str, NDArray[np.uint8]]],
-    name: str,
-    *,
-    maps: Maps = "never",
-) -> Iterator[Verdict]:
-    """Verdicts without a threshold on images (H, W[, 3]) BGR with their names, as `adedge run` makes them.
-
-    On the GPU where the engine is. A verdict's map is valid until the next verdict is asked for.
-    """
-    inspector = inspector_on(
-        backend,
-        bundle.manifest.input,
-        bundle.manifest.score,
-        threshold=np.inf,
-        maps=maps,
-        declined=partial(log.warning, "%s: %s", name),
-    )
-    frames = (Frame(index, 0, image, label) for index, (label, image) in enumerate(images))
-    with closing(inspector):
-        while part := list(islice(frames, backend.batch)):
-            yield from inspector.inspect(part)
-
-
-def reference_backend(bundle: Bundle) -> Backend:
-    """What flips are counted against, behind the interface of an engine: the networks in PyTorch, or the graph that a
-    detector came as in ONNX Runtime. Raises `MissingDependency` where it cannot run.
-    """
-    if bundle.manifest.method == IMPORTED:
-        return onnxruntime_backend(bundle.file(bundle.manifest.weights).read_bytes())
-    require_torch()
-    return FakeBackend(detector_function(bundle), bundle.manifest.input.shape, batch=BATCH)
+def _scores(
+    bundle: Bundle, backend: Backend, samples: Sequence[Sample], name: str, progress: Progress | None
+) -> NDArray[np.floating[Any]]:
+    manifest = bundle.manifest
+    return judge_samples(backend, manifest.input, manifest.score, samples, name=name, progress=progress).scores
 
 
 def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Iterator[tuple[str, Backend]]:
     """Engines of the bundle beside ONNX Runtime's that run here; ``notes`` gets a sentence for each that does not."""
-    for target, precision in engines_in(bundle):
-        name = f"{target}/{precision}"
+    for key in engines_in(bundle):
         try:
-            if read_record(bundle, target, precision).graph in changed:
-                notes.append(f"the {name} engine is stale, its graph changed: run 'adedge build-engine' again")
-            elif target != "onnxruntime":
-                yield name, load_engine(bundle, target, precision)
+            if read_record(bundle, key).graph in changed:
+                notes.append(f"the {key} engine is stale, its graph changed: run 'adedge build-engine' again")
+            elif key.target != "onnxruntime":
+                yield str(key), load_engine(bundle, key)
         except AdedgeError as error:
-            notes.append(f"no new threshold for the {name} engine: {error}")
+            notes.append(f"no new threshold for the {key} engine: {error}")
 
 
 def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -359,7 +306,7 @@ def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) ->
     return tile
 
 
-def _normalisation(scores: NDArray[np.float32]) -> Normalisation:
+def _normalisation(scores: NDArray[np.floating[Any]]) -> Normalisation:
     std = float(np.std(scores, dtype=np.float64, ddof=1))
     if not std > 0:
         raise DataError("all good pictures have the same score: the detector sees no difference between them")
@@ -368,7 +315,3 @@ def _normalisation(scores: NDArray[np.float32]) -> Normalisation:
 
 def _digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256("\n".join(sorted(sample.digest for sample in samples)).encode()).hexdigest()
-
-
-def _name(sample: Sample) -> str:
-    return sample.digest if sample.path is None else sample.path.name

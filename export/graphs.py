@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Bundle, Difference, Draft, Graph, Manifest
 from adedge.errors import BundleError, MissingDependency
-from adedge.export.verify import Run, check_tolerance, difference, read_golden, tolerance_of
+from adedge.export.verify import Run, check_tolerance, difference, tolerance_of
+from adedge.golden import Golden, read_golden
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from adedge.specs import PRECISIONS, Precision
+from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision
 
 if TYPE_CHECKING:
     from adedge.calibration.ranges import Ranges
@@ -64,7 +65,7 @@ def export_graphs(
         ranges = None
         if "int8" in precisions:
             try:
-                ranges = ranges_from_json(bundle.file("ranges.json").read_text(encoding="utf-8"), fp32)
+                ranges = ranges_from_json(bundle.read("ranges.json").decode(), fp32)
             except BundleError as error:
                 notes.append(f"no INT8 graphs: {error}")
         files = graph_files(fp32, precisions, ranges)
@@ -117,7 +118,7 @@ def verified(
     """
     from adedge.export.onnx_scoring import append_scoring
 
-    manifest = bundle.manifest
+    manifest, golden = bundle.manifest, read_golden(bundle)
     with_scoring = with_scoring or any(graph.with_scoring for graph in manifest.graphs.values())
     stems = [(prefix, kind) for prefix in ("model", "scored")[: 1 + with_scoring] for kind in files]
     made = []
@@ -126,13 +127,15 @@ def verified(
             progress(done, len(stems), f"{prefix}.{kind}")
         scored = prefix == "scored"
         data = append_scoring(files[kind], manifest.score, manifest.input) if scored else files[kind]
-        made.append(_verified(bundle, f"{prefix}.{kind}", data, files["fp32"], ranges))
+        made.append(_verified(bundle, golden, f"{prefix}.{kind}", data, files["fp32"], ranges))
     if progress is not None:
         progress(len(stems), len(stems), "verified")
     return made
 
 
-def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Ranges | None) -> VerifiedGraph:
+def _verified(
+    bundle: Bundle, golden: Golden, stem: str, data: bytes, fp32: bytes, ranges: Ranges | None
+) -> VerifiedGraph:
     """One graph's comparison with PyTorch, as its record."""
     from adedge.calibration.onnx_model import opset_of, parse
 
@@ -140,13 +143,14 @@ def _verified(bundle: Bundle, stem: str, data: bytes, fp32: bytes, ranges: Range
     precision = precision_of(stem)
     scored = prefix == "scored"
     # The INT8 graph with FP16 scales has no threshold of its own: TensorRT runs it, ONNX Runtime the other one.
-    threshold = None if kind == "int8-fp16" else f"onnxruntime/{kind}"
-    golden, tolerance = read_golden(bundle), tolerance_of(precision, bundle.manifest.score)
-    found = difference(bundle, run_with_onnxruntime(data), name=f"{stem}.onnx", threshold=threshold, scored=scored)
+    threshold = None if kind == "int8-fp16" else str(EngineKey("onnxruntime", precision))
+    tolerance = tolerance_of(precision, bundle.manifest.score)
+    run = run_with_onnxruntime(data)
+    found = difference(bundle, golden, run, name=f"{stem}.onnx", threshold=threshold, scored=scored)
     check_tolerance(f"{stem}.onnx", found, golden, tolerance)
     notes: tuple[str, ...] = ()
     if precision == "fp16" and not scored:
-        emulated = emulate_fp16(bundle, fp32)
+        emulated = emulate_fp16(bundle, golden, fp32)
         check_tolerance(f"{stem}.onnx with FP16 activations", emulated, golden, tolerance)
         notes = _fp16_notes(emulated)
     elif precision == "int8" and ranges is not None:
@@ -186,12 +190,9 @@ def store(draft: Draft, made: Sequence[VerifiedGraph]) -> list[str]:
         draft.write(one.record.file, one.data)
     for stem in stale:
         draft.remove(graphs.pop(stem).file)
-    gone = {one.precision for one in changed} | {precision_of(stem) for stem in stale}
-    thresholds = {
-        key: value
-        for key, value in draft.manifest.thresholds.items()
-        if key.startswith("pytorch/") or key.split("/")[1] not in gone
-    }
+    precisions = {one.precision for one in changed} | {precision_of(stem) for stem in stale}
+    gone = {str(EngineKey(target, precision)) for target in TARGETS for precision in precisions}
+    thresholds = {name: value for name, value in draft.manifest.thresholds.items() if name not in gone}
     draft.manifest = draft.manifest.replace(graphs=graphs, thresholds=thresholds)
     return [f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now" for stem in stale]
 
@@ -226,7 +227,7 @@ def run_with_onnxruntime(graph: bytes) -> Run:
 
     def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         parts = []
-        with onnxruntime_backend(graph, min(BATCH, len(frames))) as backend:
+        with OnnxRuntimeBackend(graph, batch=min(BATCH, len(frames)), or_fewer=True) as backend:
             for start in range(0, len(frames), backend.batch):
                 part = frames[start : start + backend.batch]
                 backend.input[: len(part)] = part
@@ -237,14 +238,7 @@ def run_with_onnxruntime(graph: bytes) -> Run:
     return run
 
 
-def onnxruntime_backend(graph: bytes, batch: int = BATCH) -> OnnxRuntimeBackend:
-    """A graph in ONNX Runtime, for ``batch`` frames at once if it takes as many as one likes."""
-    from adedge.calibration.onnx_model import frames_at_once
-
-    return OnnxRuntimeBackend(graph, batch=frames_at_once(graph, batch))
-
-
-def emulate_fp16(bundle: Bundle, fp32: bytes) -> Difference:
+def emulate_fp16(bundle: Bundle, golden: Golden, fp32: bytes) -> Difference:
     """The golden frames' difference with every weight and activation rounded to FP16, as on a GPU."""
     import onnxruntime as ort
 
@@ -260,7 +254,7 @@ def emulate_fp16(bundle: Bundle, fp32: bytes) -> Difference:
         parts = [session.run(None, {name: frame[None]}) for frame in frames]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    return difference(bundle, run, name="the network with every activation in FP16")
+    return difference(bundle, golden, run, name="the network with every activation in FP16")
 
 
 def _fp16_notes(emulated: Difference) -> tuple[str, ...]:

@@ -40,9 +40,9 @@ from adedge.calibration.onnx_model import (
     serialise,
 )
 from adedge.data.datasets import Dataset
+from adedge.data.pictures import network_input
 from adedge.errors import EngineError, GateError, MissingDependency, UsageError
 from adedge.export.fp32 import INPUT, strip_metadata
-from adedge.export.verify import network_input
 from adedge.golden import GoldenFrames, choose_frames, golden_file
 from adedge.scoring import maps_and_scores
 from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec

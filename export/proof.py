@@ -17,13 +17,15 @@ from pydantic import ValidationError
 from adedge.bundle import Bundle, Difference
 from adedge.data.datasets import Sample
 from adedge.errors import AdedgeError, BundleError, GateError, MissingDependency
-from adedge.export.calibrate import reference_backend, score_pictures, verdicts_on
-from adedge.export.verify import check_tolerance, difference_of, read_golden, tolerance_of
+from adedge.export.verify import check_tolerance, difference_of, flips_of, tolerance_of
+from adedge.golden import Golden, read_golden
 from adedge.intervals import rate_bound
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
+from adedge.runtime.backends.reference import load_reference
 from adedge.runtime.engines import engines_in, load_engine
-from adedge.specs import Precision, Record, Target
+from adedge.runtime.inspection import judge_frames, judge_samples
+from adedge.specs import EngineKey, Precision, Record, Target
 
 REFERENCE_SCORES = "reference-scores.json"
 
@@ -75,14 +77,14 @@ def prove(
 
     An engine that cannot run here, or is further from the model than its precision may be, is told of in its proof.
     """
-    for where, how in engines_in(bundle):
-        if target in (None, where) and precision in (None, how):
-            name = f"{where}/{how}"
+    golden = read_golden(bundle)
+    for key in engines_in(bundle):
+        if target in (None, key.target) and precision in (None, key.precision):
             try:
-                with closing(load_engine(bundle, where, how, threads=threads)) as backend:
-                    yield _proof(bundle, backend, name, how, pictures, progress)
+                with closing(load_engine(bundle, key, threads=threads)) as backend:
+                    yield _proof(bundle, golden, backend, key, pictures, progress)
             except AdedgeError as error:
-                yield Proof(engine=name, problem=str(error))
+                yield Proof(engine=str(key), problem=str(error))
 
 
 def pictures_with_scores(
@@ -97,15 +99,18 @@ def pictures_with_scores(
     missing = [sample for sample in samples if sample.digest not in known]
     if missing:
         try:
-            backend = reference_backend(bundle)
+            backend = load_reference(bundle)
         except MissingDependency as error:
             raise GateError(
                 f"{len(missing)} of {len(samples)} pictures have no score of the model in the bundle, and the model "
                 f"cannot run here ({error}): run this command where it was trained, then copy the bundle"
             ) from error
         with closing(backend):
-            found = score_pictures(bundle, backend, missing, bundle.manifest.reference, progress)
-        known.update((sample.digest, float(score)) for sample, score in zip(missing, found, strict=True))
+            manifest = bundle.manifest
+            judged = judge_samples(
+                backend, manifest.input, manifest.score, missing, name=manifest.reference, progress=progress
+            )
+        known.update((sample.digest, float(score)) for sample, score in zip(missing, judged.scores, strict=True))
         weights = bundle.manifest.files[bundle.manifest.weights].sha256
         with bundle.edit() as draft:
             draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=known).model_dump())
@@ -126,29 +131,25 @@ def stored_scores(bundle: Bundle) -> Mapping[str, float]:
 
 def _proof(
     bundle: Bundle,
+    golden: Golden,
     backend: Backend,
-    name: str,
-    precision: Precision,
+    key: EngineKey,
     pictures: Pictures | None,
     progress: Progress | None,
 ) -> Proof:
-    golden = read_golden(bundle)
-    maps, scores = _judge_frames(bundle, backend, golden.frames, name)
-    found = difference_of(bundle, golden, maps, scores, name=name, threshold=name)
+    name, spec, score = str(key), bundle.manifest.input, bundle.manifest.score
+    judged = judge_frames(backend, spec, score, golden.frames, name=name)
+    found = difference_of(bundle, golden, judged, name=name, threshold=name)
     problem = None
     try:
-        check_tolerance(name, found, golden, tolerance_of(precision, bundle.manifest.score))
+        check_tolerance(name, found, golden, tolerance_of(key.precision, score))
     except GateError as error:
         problem = str(error)
-    expected = golden.scores
+    expected, scores = golden.scores, judged.scores
     if pictures is not None:
         expected = pictures.scores
-        scores = score_pictures(bundle, backend, pictures.samples, name, progress)
-    thresholds = bundle.manifest.thresholds
-    reference, own = thresholds.get(bundle.manifest.reference), thresholds.get(name)
-    flips = None
-    if reference is not None and own is not None:
-        flips = int(np.sum((expected > reference.value) != (scores > own.value)))
+        scores = judge_samples(backend, spec, score, pictures.samples, name=name, progress=progress).scores
+    flips = flips_of(bundle.manifest, name, expected, scores)
     return Proof(
         engine=name,
         golden=found,
@@ -158,18 +159,3 @@ def _proof(
         score_error=float(np.abs(scores - expected).max()),
         problem=problem,
     )
-
-
-def _judge_frames(
-    bundle: Bundle, backend: Backend, frames: NDArray[np.uint8], name: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Maps (N, H, W) and scores (N,) of frames (N, H, W, C) in the spec's colour order, as `adedge run` makes them."""
-    # A camera gives BGR.
-    images = frames[..., ::-1] if bundle.manifest.input.color == "rgb" else frames
-    named = (("golden frame", np.ascontiguousarray(image)) for image in images)
-    maps, scores = [], []
-    for verdict in verdicts_on(bundle, backend, named, name, maps="always"):
-        assert verdict.map is not None
-        maps.append(verdict.map.copy())
-        scores.append(verdict.score)
-    return np.stack(maps), np.array(scores, np.float32)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Difference
-from adedge.errors import BundleError, GateError
-from adedge.metrics import auroc
+from adedge.bundle import Bundle, Difference, Manifest
+from adedge.data.pictures import network_input
+from adedge.errors import GateError
+from adedge.golden import Golden
+from adedge.metrics import auroc, count_flips
+from adedge.runtime.inspection import Judged
 from adedge.scoring import maps_and_scores
-from adedge.specs import InputSpec, Precision, ScoreSpec
+from adedge.specs import Precision, ScoreSpec
 
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
@@ -51,45 +54,14 @@ def tolerance_of(precision: Precision, score: ScoreSpec) -> Tolerance:
     return replace(tolerance, map_error=SHOWN_MAP_ERROR[precision]) if score.reduce == "output" else tolerance
 
 
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """golden.npz (see `adedge.golden`): frames uint8 (N, H, W, C), labels (N,), maps (N, H, W), scores (N,)."""
-
-    frames: NDArray[np.uint8]
-    labels: NDArray[np.int8]
-    maps: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-
-def read_golden(bundle: Bundle) -> Golden:
-    """The golden frames of a bundle. Raises `BundleError` where they are absent, changed or do not fit the bundle."""
-    path = bundle.file("golden.npz")
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            golden = Golden(frames=file["frames"], labels=file["labels"], maps=file["maps"], scores=file["scores"])
-    except (OSError, ValueError, KeyError) as exc:
-        raise BundleError(f"{path} is not a file of golden frames ({exc}): run 'adedge train' again") from exc
-    spec = bundle.manifest.input
-    count = len(golden.frames)
-    size = (count, spec.height, spec.width)
-    shapes = (golden.frames.shape, golden.labels.shape, golden.maps.shape, golden.scores.shape)
-    if not count or shapes != ((*size, spec.channels), (count,), size, (count,)):
-        raise BundleError(f"{path} does not fit the bundle's input spec: run 'adedge train' again")
-    return golden
-
-
-def network_input(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
-    """Conformed frames (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel * scale - mean) / std."""
-    x = frames.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(spec.scale)
-    if spec.mean:
-        x -= np.array(spec.mean, np.float32).reshape(-1, 1, 1)
-    if spec.std:
-        x /= np.array(spec.std, np.float32).reshape(-1, 1, 1)
-    return np.ascontiguousarray(x)
-
-
 def difference(
-    bundle: Bundle, run: Run, *, name: str = "the graph", threshold: str | None = None, scored: bool = False
+    bundle: Bundle,
+    golden: Golden,
+    run: Run,
+    *,
+    name: str = "the graph",
+    threshold: str | None = None,
+    scored: bool = False,
 ) -> Difference:
     """Run the golden frames and compare maps, scores and verdicts with what PyTorch gave.
 
@@ -98,25 +70,24 @@ def difference(
     counted where the bundle has it and the one of its reference. Raises `GateError` where an output is not finite.
     """
     manifest = bundle.manifest
-    golden = read_golden(bundle)
     outputs = run(network_input(golden.frames, manifest.input))
     if scored:
         maps, scores = outputs
     else:
         maps, scores = maps_and_scores(manifest.score, outputs)
-    return difference_of(bundle, golden, maps, scores, name=name, threshold=threshold)
+    return difference_of(bundle, golden, Judged(maps=tuple(maps), scores=scores), name=name, threshold=threshold)
 
 
 def difference_of(
     bundle: Bundle,
     golden: Golden,
-    maps: NDArray[np.float32],
-    scores: NDArray[np.float32],
+    judged: Judged,
     *,
     name: str,
     threshold: str | None = None,
 ) -> Difference:
-    """Compare maps (N, H, W) and scores (N,) of the golden frames with what PyTorch gave; see `difference`."""
+    """Compare maps and scores of the golden frames with what PyTorch gave; see `difference`."""
+    maps, scores = np.stack(judged.maps), judged.scores
     broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
     if broken.any():
         raise GateError(
@@ -127,7 +98,7 @@ def difference_of(
         map_error=float(np.abs(maps - golden.maps).max()),
         score_error=float(np.abs(scores - golden.scores).max()),
         frames=len(scores),
-        flips=_flips(bundle, golden.scores, scores, threshold),
+        flips=flips_of(bundle.manifest, threshold, golden.scores, scores),
         auroc_change=_auroc_change(golden, scores),
     )
 
@@ -153,18 +124,21 @@ def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tol
         )
 
 
-def _flips(
-    bundle: Bundle, expected: NDArray[np.float32], scores: NDArray[np.float32], threshold: str | None
+def flips_of(
+    manifest: Manifest, engine: str | None, expected: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]]
 ) -> int | None:
-    thresholds = bundle.manifest.thresholds
-    reference = thresholds.get(bundle.manifest.reference)
-    own = thresholds.get(threshold) if threshold is not None else None
+    """How many of N pictures an engine decides otherwise than its reference, each at its own threshold.
+
+    ``expected`` (N,) are the reference's raw scores, ``scores`` (N,) the engine's. None where a threshold is missing.
+    """
+    reference, own = manifest.threshold(manifest.reference), None if engine is None else manifest.threshold(engine)
     if reference is None or own is None:
         return None
-    return int(np.sum((expected > reference.value) != (scores > own.value)))
+    # In float64, as `adedge run` compares: a threshold need not be a float32.
+    return count_flips(expected.astype(np.float64) > reference, scores.astype(np.float64) > own)
 
 
-def _auroc_change(golden: Golden, scores: NDArray[np.float32]) -> float | None:
+def _auroc_change(golden: Golden, scores: NDArray[np.floating[Any]]) -> float | None:
     if set(golden.labels.tolist()) != {0, 1}:
         return None
     return float(auroc(golden.labels, scores) - auroc(golden.labels, golden.scores))

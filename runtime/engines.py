@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, EngineError, MissingDependency
 from adedge.runtime.backends import Backend, MachineInfo
-from adedge.specs import PRECISIONS, TARGETS, Precision, Record, Target
+from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Record, Target
 
 
 class Tensor(Record):
@@ -61,25 +61,24 @@ class EngineRecord(Record):
     self_test: Difference | None = None
     status: str
 
+    @property
+    def key(self) -> EngineKey:
+        """Which engine of the bundle this is."""
+        return EngineKey(self.target, self.precision)
 
-def engine_folder(target: Target, precision: Precision) -> str:
+
+def engine_folder(key: EngineKey) -> str:
     """Where a bundle keeps the engine: "engines/tensorrt-int8"."""
-    return f"engines/{target}-{precision}"
+    return f"engines/{key.target}-{key.precision}"
 
 
-def engines_in(bundle: Bundle) -> list[tuple[Target, Precision]]:
+def engines_in(bundle: Bundle) -> list[EngineKey]:
     """The engines that a bundle holds: by target, and FP32 first."""
-    return [
-        (target, precision)
-        for target in TARGETS
-        for precision in PRECISIONS
-        if bundle.has(f"{engine_folder(target, precision)}/engine.json")
-    ]
+    keys = (EngineKey(target, precision) for target in TARGETS for precision in PRECISIONS)
+    return [key for key in keys if bundle.has(f"{engine_folder(key)}/engine.json")]
 
 
-def load_engine(
-    bundle: Bundle, target: Target, precision: Precision, *, threads: int | None = None, spin: bool = False
-) -> Backend:
+def load_engine(bundle: Bundle, key: EngineKey, *, threads: int | None = None, spin: bool = False) -> Backend:
     """Check an engine of the bundle against the bundle and this machine, then load it.
 
     ``threads`` and ``spin`` are those of `adedge.runtime.backends.onnxruntime.OnnxRuntimeBackend`; other targets ignore
@@ -87,19 +86,19 @@ def load_engine(
     Raises `EngineError` (an engine is absent, stale, or for another machine), `BundleError` (files were changed), or
     `MissingDependency` (the library that executes it is not installed).
     """
-    record = read_record(bundle, target, precision)
+    record = read_record(bundle, key)
     check_bundle(record, bundle)
-    return open_plan(record, bundle.file(record.plan).read_bytes(), threads=threads, spin=spin)
+    return open_plan(record, bundle.read(record.plan), threads=threads, spin=spin)
 
 
-def read_record(bundle: Bundle, target: Target, precision: Precision) -> EngineRecord:
+def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
     """The record of an engine, its digest checked. Raises `EngineError` where the bundle has no such engine."""
-    name = f"{engine_folder(target, precision)}/engine.json"
+    name = f"{engine_folder(key)}/engine.json"
     if not bundle.has(name):
-        present = ", ".join(f"{t}/{p}" for t, p in engines_in(bundle)) or "none"
+        present = ", ".join(map(str, engines_in(bundle))) or "none"
         raise EngineError(
-            f"{bundle.path} has no {target}/{precision} engine (it has: {present}): "
-            f"run 'adedge build-engine {bundle.path} --target {target} --precision {precision}'"
+            f"{bundle.path} has no {key} engine (it has: {present}): "
+            f"run 'adedge build-engine {bundle.path} --target {key.target} --precision {key.precision}'"
         )
     try:
         record = EngineRecord.model_validate(bundle.json(name))
@@ -107,14 +106,10 @@ def read_record(bundle: Bundle, target: Target, precision: Precision) -> EngineR
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise EngineError(
-            f"{bundle.path / name} is not an engine record of this adedge ('{where}': {first['msg']}): "
-            f"{_rebuild(target, precision)}"
+            f"{bundle.path / name} is not an engine record of this adedge ('{where}': {first['msg']}): {_rebuild(key)}"
         ) from error
-    if (record.target, record.precision) != (target, precision):
-        raise EngineError(
-            f"{bundle.path / name} describes the {record.target}/{record.precision} engine, not {target}/{precision}: "
-            f"{_rebuild(target, precision)}"
-        )
+    if record.key != key:
+        raise EngineError(f"{bundle.path / name} describes the {record.key} engine, not {key}: {_rebuild(key)}")
     return record
 
 
@@ -124,28 +119,25 @@ def check_bundle(record: EngineRecord, bundle: Bundle) -> None:
     Raises `BundleError` or `EngineError`.
     """
     files = bundle.manifest.files
-    remedy = _rebuild(record.target, record.precision)
+    remedy = _rebuild(record.key)
     plan = files.get(record.plan)
     if plan is None or plan.sha256 != record.plan_sha256:
         raise BundleError(f"{bundle.path / record.plan} is not the plan that engine.json describes: {remedy}")
     graph = files.get(record.graph)
     if graph is None or graph.sha256 != record.graph_sha256:
-        raise EngineError(
-            f"the {record.target}/{record.precision} engine of {bundle.path} is stale: {record.graph} changed since; "
-            f"{remedy}"
-        )
+        raise EngineError(f"the {record.key} engine of {bundle.path} is stale: {record.graph} changed since; {remedy}")
     expected = bundle.manifest.input.shape
     if record.input.shape != expected:
         raise EngineError(
-            f"the {record.target}/{record.precision} engine takes frames of {_size(record.input.shape)}, "
+            f"the {record.key} engine takes frames of {_size(record.input.shape)}, "
             f"the bundle's detector of {_size(expected)}: {remedy}"
         )
 
 
 def check_machine(record: EngineRecord, here: MachineInfo) -> None:
     """Compare a TensorRT record with this machine: library version, processor, GPU. Raises `EngineError`."""
-    engine = f"the {record.target}/{record.precision} engine"
-    remedy = f"{_rebuild(record.target, record.precision)} on this machine"
+    engine = f"the {record.key} engine"
+    remedy = f"{_rebuild(record.key)} on this machine"
     if not runs_on_version(record, here.library_version):
         raise EngineError(
             f"{engine} was built by version {record.library_version} and this machine has {here.library_version}: "
@@ -222,10 +214,7 @@ def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, 
     recorded = [tensor.shape for tensor in (record.input, *record.outputs)]
     if shapes != recorded:
         backend.close()
-        raise EngineError(
-            f"the plan's tensors are {shapes} and engine.json says {recorded}: "
-            f"{_rebuild(record.target, record.precision)}"
-        )
+        raise EngineError(f"the plan's tensors are {shapes} and engine.json says {recorded}: {_rebuild(record.key)}")
     return backend
 
 
@@ -233,8 +222,8 @@ def _int_or_none(value: str | float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _rebuild(target: Target, precision: Precision) -> str:
-    return f"build it again with 'adedge build-engine --target {target} --precision {precision}'"
+def _rebuild(key: EngineKey) -> str:
+    return f"build it again with 'adedge build-engine --target {key.target} --precision {key.precision}'"
 
 
 def _size(shape: Sequence[int]) -> str:

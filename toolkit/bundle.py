@@ -34,7 +34,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError
-from adedge.specs import InputSpec, Record, ScoreSpec
+from adedge.files import flush
+from adedge.specs import EngineKey, InputSpec, Record, ScoreSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -143,7 +144,12 @@ class Manifest(Record):
     @property
     def reference(self) -> str:
         """What thresholds and flips are counted against: PyTorch, or ONNX Runtime where there is no PyTorch model."""
-        return "onnxruntime/fp32" if self.method == IMPORTED else "pytorch/fp32"
+        return str(EngineKey("onnxruntime", "fp32")) if self.method == IMPORTED else "pytorch/fp32"
+
+    def threshold(self, engine: EngineKey | str) -> float | None:
+        """The score above which an engine, or the `reference`, rejects a frame; None where it was not calibrated."""
+        fitted = self.thresholds.get(str(engine))
+        return None if fitted is None else fitted.value
 
     def replace(self, **changes: Any) -> Manifest:
         """A copy with ``changes``, validated."""
@@ -197,18 +203,32 @@ class Bundle:
 
         Raises `BundleError` where the file is not listed, missing, or not the file that was written.
         """
-        record = self.manifest.files.get(name)
-        if record is None:
+        path = self._listed(name)
+        record = self.manifest.files[name]
+        if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
+            raise BundleError(_changed(path))
+        return path
+
+    def _listed(self, name: str) -> Path:
+        """The path of a file that the manifest lists and that is there."""
+        if name not in self.manifest.files:
             raise BundleError(f"{self.path} has no {name}: {_REMEDY.get(name.split('.')[0], 'make it first')}")
         path = self.path / name
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{path} is missing although {MANIFEST} lists it: restore the bundle from a copy")
-        if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
-            raise BundleError(
-                f"{path} is not the file that was written (its sha256 differs from {MANIFEST}): "
-                "restore the bundle from a copy"
-            )
         return path
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file of the bundle: read once, and those bytes checked. Raises `BundleError` as `file`."""
+        path = self._listed(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+        record = self.manifest.files[name]
+        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+            raise BundleError(_changed(path))
+        return data
 
     def verify(self) -> list[str]:
         """Check every digest and look for files that no record names; one sentence for each problem found."""
@@ -228,7 +248,7 @@ class Bundle:
     def json(self, name: str) -> Any:
         """Parse a JSON file of the bundle after checking its digest."""
         try:
-            return json.loads(self.file(name).read_text(encoding="utf-8"))
+            return json.loads(self.read(name))
         except ValueError as error:
             raise BundleError(f"{self.path / name} is not valid JSON: {error}") from error
 
@@ -258,12 +278,14 @@ class Draft:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        self._touched: set[str] = set()
+        self._written: dict[str, FileRecord | None] = {}
 
     def write(self, name: str, data: bytes | str) -> Path:
-        """Write one file; its digest is recorded when the edit ends."""
+        """Write one file and record its digest."""
         path = self.path(name)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        data = data.encode() if isinstance(data, str) else data
+        path.write_bytes(data)
+        self._written[name] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -271,13 +293,16 @@ class Draft:
         return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     def path(self, name: str) -> Path:
-        """Where to write file ``name``: the old one is unlinked first, so the bundle in use keeps its copy."""
+        """Where to write file ``name``; its digest is taken when the edit ends.
+
+        The old file is unlinked first, so that the bundle in use keeps its copy.
+        """
         path = self.directory / name
         if not path.resolve().is_relative_to(self.directory.resolve()):
             raise BundleError(f"'{name}' would lie outside the bundle")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        self._touched.add(name)
+        self._written[name] = None
         return path
 
     def add(self, name: str, source: Path) -> Path:
@@ -302,16 +327,17 @@ class Draft:
             if path.is_dir() or name in (MANIFEST, SIGNATURE):
                 continue
             old = self.manifest.files.get(name)
-            if old is not None and name not in self._touched:
+            if old is not None and name not in self._written:
                 files[name] = old
             else:
-                _flush(path)
-                files[name] = FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+                flush(path)
+                record = self._written.get(name)
+                files[name] = record or FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
         self.manifest = self.manifest.replace(files={k: v.model_dump() for k, v in files.items()})
         manifest = self.path(MANIFEST)
         manifest.write_bytes(_encode(self.manifest))
-        _flush(manifest)
-        _flush(self.directory)
+        flush(manifest)
+        flush(self.directory)
 
 
 @contextmanager
@@ -349,6 +375,12 @@ _REMEDY: Mapping[str, str] = {
     "weights": "run 'adedge train' again",
     "imported": "run 'adedge import' again",
 }
+
+
+def _changed(path: Path) -> str:
+    return (
+        f"{path} is not the file that was written (its sha256 differs from {MANIFEST}): restore the bundle from a copy"
+    )
 
 
 def _encode(manifest: Manifest) -> bytes:
@@ -391,7 +423,7 @@ def _staged(path: Path, manifest: Manifest, *, existing: bool) -> Iterator[Draft
         yield draft
         draft._finish()
         _exchange(staging, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
@@ -410,14 +442,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _AT_FDCWD = -100

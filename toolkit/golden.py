@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset, Sample
 from adedge.data.pictures import conform
-from adedge.errors import DataError
+from adedge.errors import BundleError, DataError
 from adedge.specs import InputSpec
 
 PER_LABEL = 16
@@ -28,6 +29,16 @@ class GoldenFrames:
     frames: NDArray[np.uint8]
     labels: NDArray[np.int8]
     masks: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """The contents of golden.npz but for its masks: frames (N, H, W, C), labels (N,), maps (N, H, W), scores (N,)."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int8]
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
 
 
 def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
@@ -67,6 +78,23 @@ def golden_file(golden: GoldenFrames, maps: NDArray[np.float32], scores: NDArray
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the names for its options
     return stream.getvalue()
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """The golden frames of a bundle. Raises `BundleError` where they are absent, changed or do not fit the bundle."""
+    path = bundle.path / "golden.npz"
+    try:
+        with np.load(io.BytesIO(bundle.read("golden.npz")), allow_pickle=False) as file:
+            golden = Golden(frames=file["frames"], labels=file["labels"], maps=file["maps"], scores=file["scores"])
+    except (OSError, ValueError, KeyError) as exc:
+        raise BundleError(f"{path} is not a file of golden frames ({exc}): run 'adedge train' again") from exc
+    spec = bundle.manifest.input
+    count = len(golden.frames)
+    size = (count, spec.height, spec.width)
+    shapes = (golden.frames.shape, golden.labels.shape, golden.maps.shape, golden.scores.shape)
+    if not count or shapes != ((*size, spec.channels), (count,), size, (count,)):
+        raise BundleError(f"{path} does not fit the bundle's input spec: run 'adedge train' again")
+    return golden
 
 
 def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

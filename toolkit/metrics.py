@@ -101,6 +101,11 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> tuple[
     return np.append(rates[:inside], max_fpr), np.append(overlaps[:inside], end)
 
 
+def count_flips(reference: ArrayLike, verdicts: ArrayLike) -> int:
+    """How many of N pictures are decided otherwise: verdicts (N,) bool, True for anomalous, beside the reference's."""
+    return int(np.sum(np.asarray(reference, bool) != np.asarray(verdicts, bool)))
+
+
 def region_weights(defects: NDArray[np.bool_]) -> Floats:
     """What each defective pixel of masks (N, H, W) adds to the mean overlap: (pixels,), in the masks' order, sum 1.
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from adedge.bundle import MANIFEST, SIGNATURE, Bundle
 from adedge.errors import BundleError, UsageError
+from adedge.files import write_whole
 
 ALGORITHM = "Ed25519"
 
@@ -57,16 +58,7 @@ def sign(bundle: Bundle, private: Path) -> None:
         "public_key": _text(_raw(key.public_key())),
         "signature": _text(key.sign(manifest)),
     }
-    target = bundle.path / SIGNATURE
-    staging = target.with_name(f".{SIGNATURE}.{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, indent=2) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.replace(target)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_whole(bundle.path / SIGNATURE, json.dumps(record, indent=2) + "\n")
 
 
 def require(bundle: Bundle, public: Path) -> None:

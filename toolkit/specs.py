@@ -6,7 +6,7 @@ execute the same specification.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,20 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+class EngineKey(NamedTuple):
+    """Which engine of a bundle: what executes it, and in which precision.
+
+    >>> str(EngineKey("onnxruntime", "fp32"))
+    'onnxruntime/fp32'
+    """
+
+    target: Target
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.target}/{self.precision}"
 
 
 class Record(BaseModel):

@@ -30,7 +30,7 @@ from adedge.runtime.pipeline import run
 from adedge.runtime.sinks import JsonLinesSink, RejectsSink
 from adedge.runtime.sources import ArraySource
 from adedge.runtime.statistics import Statistics
-from adedge.specs import Dssim, InputSpec, ScoreSpec, Uniform
+from adedge.specs import Dssim, EngineKey, InputSpec, ScoreSpec, Uniform
 
 EARLY, LATE = 500, 10_000
 GROWTH_ALLOWED = 0.05
@@ -102,7 +102,11 @@ def main() -> int:
         backend, spec, score = _small_detector()
     else:
         bundle = Bundle.open(arguments.bundle)
-        backend, spec, score = load_engine(bundle, "onnxruntime", "fp32"), bundle.manifest.input, bundle.manifest.score
+        backend, spec, score = (
+            load_engine(bundle, EngineKey("onnxruntime", "fp32")),
+            bundle.manifest.input,
+            bundle.manifest.score,
+        )
     with tempfile.TemporaryDirectory() as folder:
         inspector = HostInspector(backend, spec, score, threshold=threshold)
         resident = measure(inspector, arguments.frames, Path(folder))

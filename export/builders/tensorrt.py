@@ -7,7 +7,6 @@ ways to build are tried in order: Q/DQ with FP16 scales, Q/DQ with FP32 scales, 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from adedge.errors import EngineError
 from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, Built, Source
+from adedge.files import write_whole
 from adedge.progress import Progress
 from adedge.runtime.backends.tensorrt import Log, load_libraries, logger_of, machine_info, title
 from adedge.runtime.engines import Tensor, version_tuple
@@ -293,22 +293,16 @@ def _use_timing_cache(config: Any, path: Path) -> None:
 
 
 def _keep_timing_cache(config: Any, path: Path | None) -> None:
-    """Write the timing cache back: beside its place, flushed, renamed."""
+    """Write the timing cache back."""
     if path is None:
         return
     cache = config.get_timing_cache()
     data = None if cache is None else cache.serialize()
     if data is None:
         raise EngineError(f"TensorRT gives no timing cache to write to {path}: leave --timing-cache out")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as stream:
-            stream.write(bytes(data))
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
+        write_whole(path, bytes(data))
     except OSError as exc:
-        beside.unlink(missing_ok=True)
         raise EngineError(f"the timing cache {path} cannot be written: {exc.strerror}") from exc
 
 

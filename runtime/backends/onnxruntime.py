@@ -35,16 +35,21 @@ class OnnxRuntimeBackend(FixedBuffers):
     """A graph executed by ONNX Runtime in float32 buffers that it reads and writes in place.
 
     ``graph`` is the serialised ONNX model: one float32 input (N, C, H, W), float32 outputs (N, ...), N dynamic (or 1
-    with ``batch`` 1). ``threads`` defaults to `physical_cores`. ``spin`` keeps the threads busy-waiting between two
-    frames: it saves their wake-up (tens of microseconds) and takes the cores from preprocessing and scoring, so it is
-    off unless asked for. The graph runs once on zeros here: that allocates ONNX Runtime's arena before the first frame.
+    with ``batch`` 1; ``or_fewer`` gives such a graph a batch of 1 whatever ``batch`` says). ``threads`` defaults to
+    `physical_cores`. ``spin`` keeps the threads busy-waiting between two frames: it saves their wake-up (tens of
+    microseconds) and takes the cores from preprocessing and scoring, so it is off unless asked for. The graph runs once
+    on zeros here: that allocates ONNX Runtime's arena before the first frame.
     """
 
-    def __init__(self, graph: bytes, *, batch: int = 1, threads: int | None = None, spin: bool = False) -> None:
+    def __init__(
+        self, graph: bytes, *, batch: int = 1, or_fewer: bool = False, threads: int | None = None, spin: bool = False
+    ) -> None:
         if batch < 1:
             raise EngineError(f"a batch of {batch} is out of range: it must be at least 1")
         self.threads = physical_cores() if threads is None else threads
         self._session: Any = _session(graph, self.threads, spin)
+        if or_fewer and self._session.get_inputs()[0].shape[0] == 1:
+            batch = 1
         self.input_name, shape = _input_of(self._session, batch)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         super().__init__((batch, *shape), _output_shapes(self._session, batch, shape))

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 
 from adedge.bundle import Normalisation
 from adedge.data.pictures import check_frame
-from adedge.errors import AdedgeError, DataError, EngineError
-from adedge.runtime.backends import Array, Backend
-from adedge.runtime.backends.tensorrt import TensorRTBackend
+from adedge.errors import DataError, EngineError
+from adedge.runtime.backends import Array
 from adedge.runtime.cuda.driver import Gpu, Launch, Resources
 from adedge.runtime.cuda.graph import Graph, TimingEvent
 from adedge.runtime.cuda.launches import (
@@ -40,7 +39,6 @@ from adedge.runtime.cuda.launches import (
     reduction_blocks,
     tiles_launch,
 )
-from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.inspector import Judge, Maps, check_shape
 from adedge.runtime.sources import Frame
 from adedge.runtime.tiling import tile_grid
@@ -495,28 +493,6 @@ class CudaInspector:
                 self._download(slot.layout.maps[index], slot.layout.map_addresses[index], self._upload_stream)
                 self._gpu.wait(self._upload_stream)
         return slot.layout.maps[index]
-
-
-def inspector_on(
-    backend: Backend,
-    spec: InputSpec,
-    score: ScoreSpec,
-    *,
-    threshold: float,
-    normalisation: Normalisation | None = None,
-    maps: Maps = "always",
-    declined: Callable[[str], None],
-) -> CudaInspector | HostInspector:
-    """The inspector for an engine: on the GPU where the engine is and our kernels can be, else on the processor.
-
-    ``declined`` hears in one sentence why an engine on a GPU is preprocessed and scored for on the processor.
-    """
-    if isinstance(backend, TensorRTBackend):
-        try:
-            return CudaInspector(backend, spec, score, threshold=threshold, normalisation=normalisation, maps=maps)
-        except AdedgeError as error:
-            declined(f"preprocessing and scoring on the processor: {error}")
-    return HostInspector(backend, spec, score, threshold=threshold, normalisation=normalisation)
 
 
 def _enqueue(layout: _Layout) -> None:

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from adedge.errors import EngineError
+from adedge.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -117,17 +118,10 @@ def _read(entry: Path) -> bytes | None:
 
 
 def _write(entry: Path, image: bytes) -> None:
-    """Write beside and rename: a reader, or a second writer, meets a whole entry or none."""
+    """Keep an entry; a reader, or a second writer, meets a whole one or none."""
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=".", suffix=".part", delete=False) as part:
-            try:
-                part.write(hashlib.sha256(image).hexdigest().encode() + b"\n" + image)
-                part.close()
-                Path(part.name).replace(entry)
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
+        write_whole(entry, hashlib.sha256(image).hexdigest().encode() + b"\n" + image)
     except OSError as error:
         log.warning(
             "the kernel cache %s cannot be written (%s): kernels are compiled at every start; "

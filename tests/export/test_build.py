@@ -21,7 +21,7 @@ from adedge.export.build import Gates, build_engine
 from adedge.export.builders import BuildOptions
 from adedge.export.builders import onnxruntime as onnxruntime_builder
 from adedge.runtime.engines import engines_in, load_engine, read_record
-from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Target
+from adedge.specs import EngineKey, InputSpec, ReadyMap, ScoreSpec, Target
 
 SIZE = 16
 FRAMES = np.random.default_rng(0).integers(0, 200, (6, SIZE, SIZE, 3), dtype=np.uint8)
@@ -112,8 +112,8 @@ def contents(path: Path) -> dict[str, str]:
 
 
 def test_an_engine_is_built_compared_and_loadable(bundle: Bundle) -> None:
-    built = build_engine(bundle, "onnxruntime", "fp32", BuildOptions(batch=(1, 2, 4)))
-    record = read_record(built, "onnxruntime", "fp32")
+    built = build_engine(bundle, EngineKey("onnxruntime", "fp32"), BuildOptions(batch=(1, 2, 4)))
+    record = read_record(built, EngineKey("onnxruntime", "fp32"))
     assert record.self_test is not None
     assert record.self_test.frames == 6
     assert record.self_test.map_error < 1e-6
@@ -122,7 +122,7 @@ def test_an_engine_is_built_compared_and_loadable(bundle: Bundle) -> None:
     assert record.status == "self-test of 6 golden frames run on this machine"
     assert (record.batch, record.graph, record.input.shape) == ((1, 2, 4), "model.fp32.onnx", (3, SIZE, SIZE))
     assert built.verify() == []
-    backend = load_engine(built, "onnxruntime", "fp32", threads=1)
+    backend = load_engine(built, EngineKey("onnxruntime", "fp32"), threads=1)
     backend.input[:] = 0.5
     backend.run(4)
     np.testing.assert_allclose(backend.outputs[0], 0.5, rtol=1e-6)
@@ -138,7 +138,8 @@ def test_a_self_test_measures_what_is_wrong_with_a_graph(bundle: Bundle) -> None
                 "onnxruntime/fp16": threshold(2.0).model_dump(),
             }
         )
-    record = read_record(build_engine(Bundle.open(bundle.path), "onnxruntime", "fp16"), "onnxruntime", "fp16")
+    key = EngineKey("onnxruntime", "fp16")
+    record = read_record(build_engine(Bundle.open(bundle.path), key), key)
     assert record.self_test is not None
     assert record.self_test.map_error == pytest.approx(0.25, abs=1e-6)
     assert record.self_test.score_error == pytest.approx(0.25, abs=1e-6)
@@ -146,12 +147,14 @@ def test_a_self_test_measures_what_is_wrong_with_a_graph(bundle: Bundle) -> None
 
 
 def test_building_again_replaces_the_engine_and_keeps_others(bundle: Bundle) -> None:
-    once = build_engine(bundle, "onnxruntime", "fp32")
+    once = build_engine(bundle, EngineKey("onnxruntime", "fp32"))
     twice = build_engine(
-        build_engine(once, "onnxruntime", "fp16"), "onnxruntime", "fp32", BuildOptions(batch=(1, 1, 8))
+        build_engine(once, EngineKey("onnxruntime", "fp16")),
+        EngineKey("onnxruntime", "fp32"),
+        BuildOptions(batch=(1, 1, 8)),
     )
     assert engines_in(twice) == [("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
-    assert read_record(twice, "onnxruntime", "fp32").batch == (1, 1, 8)
+    assert read_record(twice, EngineKey("onnxruntime", "fp32")).batch == (1, 1, 8)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_a_gate_that_is_not_passed_leaves_the_bundle_as_it_was(
     )
     before = contents(bundle.path)
     with pytest.raises(GateError, match=message):
-        build_engine(bundle, "onnxruntime", "fp16", gates=gates)
+        build_engine(bundle, EngineKey("onnxruntime", "fp16"), gates=gates)
     assert contents(bundle.path) == before
     assert list(tmp_path.iterdir()) == [bundle.path]
 
@@ -195,9 +198,9 @@ def test_an_auroc_drop_is_gated(tmp_path: Path) -> None:
     model.graph.node[1].op_type = "Sub"
     model.graph.node[1].input[:] = ["offset", "grey"]
     bundle = new_bundle(tmp_path / "part.adedge", {"model.fp32": model.SerializeToString()}, labels)
-    build_engine(bundle, "onnxruntime", "fp32", gates=Gates(max_auroc_drop=1.0))
+    build_engine(bundle, EngineKey("onnxruntime", "fp32"), gates=Gates(max_auroc_drop=1.0))
     with pytest.raises(GateError, match=r"loses \d\.\d+ AUROC on the golden frames, and --max-auroc-drop allows 0.01"):
-        build_engine(Bundle.open(bundle.path), "onnxruntime", "fp32", gates=Gates(max_auroc_drop=0.01))
+        build_engine(Bundle.open(bundle.path), EngineKey("onnxruntime", "fp32"), gates=Gates(max_auroc_drop=0.01))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +218,14 @@ def test_a_graph_that_must_not_be_built_is_refused(
     tmp_path: Path, spoil: Callable[[Any], None], error: type[AdedgeError], message: str
 ) -> None:
     bundle = build_engine(
-        new_bundle(tmp_path / "part.adedge", {"model.int8": graph()}, ranges=b"ranges"), "onnxruntime", "int8"
+        new_bundle(tmp_path / "part.adedge", {"model.int8": graph()}, ranges=b"ranges"),
+        EngineKey("onnxruntime", "int8"),
     )
     with bundle.edit() as draft:
         spoil(draft)
     before = contents(bundle.path)
     with pytest.raises(error, match=message):
-        build_engine(Bundle.open(bundle.path), "onnxruntime", "int8")
+        build_engine(Bundle.open(bundle.path), EngineKey("onnxruntime", "int8"))
     assert contents(bundle.path) == before
 
 
@@ -241,7 +245,7 @@ def test_options_that_do_not_fit_are_a_wrong_call(
     bundle: Bundle, target: Target, options: BuildOptions, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        build_engine(bundle, target, "fp32", options)
+        build_engine(bundle, EngineKey(target, "fp32"), options)
 
 
 @pytest.mark.parametrize(
@@ -258,19 +262,19 @@ def test_whatever_stops_a_build_leaves_the_bundle_as_it_was(
     monkeypatch.setattr(onnxruntime_builder, "build", stop)
     before = contents(bundle.path)
     with pytest.raises(expected):
-        build_engine(bundle, "onnxruntime", "fp32")
+        build_engine(bundle, EngineKey("onnxruntime", "fp32"))
     assert contents(bundle.path) == before
     assert list(bundle.path.parent.iterdir()) == [bundle.path]
 
 
 def test_an_engine_for_gpus_elsewhere_says_that_it_was_not_run(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
-    built = build_engine(bundle, "tensorrt-rtx", "fp32", BuildOptions(compute_capabilities=("8.9",)))
-    record = read_record(built, "tensorrt-rtx", "fp32")
+    built = build_engine(bundle, EngineKey("tensorrt-rtx", "fp32"), BuildOptions(compute_capabilities=("8.9",)))
+    record = read_record(built, EngineKey("tensorrt-rtx", "fp32"))
     assert record.self_test is None
     assert record.status.startswith("built ahead of time for compute capability 8.9; self-test not run: ")
     with pytest.raises(GateError, match="cannot be held to its gates: built ahead of time"):
-        build_engine(built, "tensorrt-rtx", "fp32", gates=Gates(max_flips=0))
+        build_engine(built, EngineKey("tensorrt-rtx", "fp32"), gates=Gates(max_flips=0))
 
 
 def test_the_command_shows_what_it_built(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +283,7 @@ def test_the_command_shows_what_it_built(bundle: Bundle, capsys: pytest.CaptureF
     assert "onnxruntime/fp32" in shown.out
     assert "model.fp32.onnx" in shown.out
     assert "no decision threshold for onnxruntime/fp32" in shown.err.replace("\n", " ")
-    assert read_record(Bundle.open(bundle.path), "onnxruntime", "fp32").batch == (1, 2, 4)
+    assert read_record(Bundle.open(bundle.path), EngineKey("onnxruntime", "fp32")).batch == (1, 2, 4)
 
 
 @pytest.mark.parametrize("text", ["1", "1,2", "1,2,x", "1,2,3,4", "1,-2,3"])

@@ -21,15 +21,15 @@ from adedge.bundle import Bundle
 from adedge.calibration.sensitivity import Limits
 from adedge.cli import app, benchmark, import_, inspect
 from adedge.data.datasets import Dataset, load_dataset
+from adedge.data.pictures import network_input
 from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
 from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
 from adedge.export.graphs import export_graphs
 from adedge.export.imported import Description, detector_from_onnx, import_model
-from adedge.export.verify import network_input
 from adedge.runtime.engines import load_engine
 from adedge.scoring import gaussian_filter
-from adedge.specs import Gaussian, InputSpec
+from adedge.specs import EngineKey, Gaussian, InputSpec
 
 torch.set_num_threads(1)
 SIZE = 16
@@ -223,8 +223,8 @@ def test_a_graph_that_takes_one_frame_only_says_so_and_goes_the_whole_way(
     bundle, notes = import_model(path, Description(), dataset, output=tmp_path / "b.adedge")
     assert "one frame at a time" in notes[0]
     bundle, _ = export_graphs(bundle, ("fp32",), with_scoring=True)
-    bundle = build_engine(bundle, "onnxruntime", "fp32")
-    engine = load_engine(bundle, "onnxruntime", "fp32")
+    bundle = build_engine(bundle, EngineKey("onnxruntime", "fp32"))
+    engine = load_engine(bundle, EngineKey("onnxruntime", "fp32"))
     assert engine.batch == 1
     engine.close()
 
@@ -296,7 +296,7 @@ def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
     assert "BatchNormalization" not in {node.op_type for node in fp32.graph.node}
     assert "QuantizeLinear" in {node.op_type for node in int8.graph.node}
     for precision in ("fp32", "fp16", "int8"):
-        bundle = build_engine(bundle, "onnxruntime", precision)
+        bundle = build_engine(bundle, EngineKey("onnxruntime", precision))
     assert bundle.verify() == []
     found = bundle.manifest.graphs["model.fp32"].difference
     assert found is not None
@@ -478,12 +478,13 @@ from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
 from adedge.export.graphs import export_graphs
 from adedge.export.imported import Description, import_model
+from adedge.specs import EngineKey
 
 model, data, output = sys.argv[1:]
 dataset = load_dataset(data)
 bundle, _ = import_model(Path(model), Description(), dataset, output=Path(output))
 bundle = calibrate(export_graphs(bundle)[0], dataset, false_alarm_rate=0.05).bundle
-build_engine(bundle, "onnxruntime", "fp32")
+build_engine(bundle, EngineKey("onnxruntime", "fp32"))
 """
     command = [sys.executable, "-c", code, str(path), str(data), str(tmp_path / "b.adedge")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
+from adedge.data.pictures import network_input
 from adedge.errors import BundleError, GateError
-from adedge.export.verify import TOLERANCES, check_tolerance, difference, network_input, read_golden, tolerance_of
+from adedge.export.verify import TOLERANCES, check_tolerance, difference, tolerance_of
+from adedge.golden import read_golden
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 SPEC = InputSpec(height=8, width=8, channels=1, color="gray", mean=(0.5,), std=(0.25,))
@@ -52,12 +54,12 @@ def levels(x: np.ndarray) -> np.ndarray:
 
 
 def test_the_same_outputs_differ_by_nothing_but_thresholds_decide(bundle: Bundle) -> None:
-    found = difference(bundle, lambda x: [levels(x)], threshold="onnxruntime/fp32")
+    found = difference(bundle, read_golden(bundle), lambda x: [levels(x)], threshold="onnxruntime/fp32")
     assert found.map_error == pytest.approx(0, abs=1e-6)
     assert found.score_error == pytest.approx(0, abs=1e-6)
     # 0.3 is above PyTorch's threshold of 0.25 and below the other one of 0.35.
     assert (found.frames, found.flips, found.auroc_change) == (4, 1, 0)
-    assert difference(bundle, lambda x: [levels(x)], threshold="tensorrt/fp32").flips is None
+    assert difference(bundle, read_golden(bundle), lambda x: [levels(x)], threshold="tensorrt/fp32").flips is None
 
 
 def test_one_wrong_pixel_and_a_wrong_order(bundle: Bundle) -> None:
@@ -66,14 +68,16 @@ def test_one_wrong_pixel_and_a_wrong_order(bundle: Bundle) -> None:
         maps[0, 3, 4] = 0.35  # a good frame now scores above one of the two anomalous ones: one pair of four
         return [maps]
 
-    found = difference(bundle, run)
+    found = difference(bundle, read_golden(bundle), run)
     assert found.map_error == pytest.approx(0.25, abs=1e-6)
     assert found.score_error == pytest.approx(0.25, abs=1e-6)
     assert found.auroc_change == pytest.approx(-0.25)
 
 
 def test_scored_graphs_are_taken_at_their_word(bundle: Bundle) -> None:
-    found = difference(bundle, lambda x: [levels(x), np.array([0.1, 0.2, 0.3, 0.5], np.float32)], scored=True)
+    found = difference(
+        bundle, read_golden(bundle), lambda x: [levels(x), np.array([0.1, 0.2, 0.3, 0.5], np.float32)], scored=True
+    )
     assert found.map_error == pytest.approx(0, abs=1e-6)
     assert found.score_error == pytest.approx(0.1, abs=1e-6)
 
@@ -85,7 +89,7 @@ def test_values_that_are_not_finite_are_refused(bundle: Bundle) -> None:
         return [maps]
 
     with pytest.raises(GateError, match="golden frame 2"):
-        difference(bundle, run)
+        difference(bundle, read_golden(bundle), run)
 
 
 def test_network_input_is_the_formula(bundle: Bundle) -> None:

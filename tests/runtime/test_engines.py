@@ -22,7 +22,7 @@ from adedge.runtime.engines import (
     runs_on_version,
     version_tuple,
 )
-from adedge.specs import Dssim, InputSpec, ScoreSpec
+from adedge.specs import Dssim, EngineKey, InputSpec, ScoreSpec
 
 FOLDER = "engines/onnxruntime-fp32"
 
@@ -110,7 +110,7 @@ def replaced(bundle: Bundle, **files: bytes | str) -> Bundle:
 
 def test_a_sound_engine_loads_and_runs(bundle: Bundle) -> None:
     assert engines_in(bundle) == [("onnxruntime", "fp32")]
-    backend = load_engine(bundle, "onnxruntime", "fp32", threads=1)
+    backend = load_engine(bundle, EngineKey("onnxruntime", "fp32"), threads=1)
     backend.input[:] = np.arange(2, dtype=np.float32).reshape(2, 1, 1, 1)
     backend.run(2)
     assert backend.batch == 2
@@ -120,7 +120,7 @@ def test_a_sound_engine_loads_and_runs(bundle: Bundle) -> None:
 
 def test_an_absent_engine_says_which_there_are(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"no tensorrt/int8 engine \(it has: onnxruntime/fp32\).*build-engine"):
-        load_engine(bundle, "tensorrt", "int8")
+        load_engine(bundle, EngineKey("tensorrt", "int8"))
 
 
 def test_one_byte_changed_in_a_plan_is_refused_before_it_is_opened(bundle: Bundle) -> None:
@@ -129,7 +129,7 @@ def test_one_byte_changed_in_a_plan_is_refused_before_it_is_opened(bundle: Bundl
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match="sha256 differs"):
-        load_engine(bundle, "onnxruntime", "fp32")
+        load_engine(bundle, EngineKey("onnxruntime", "fp32"))
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_what_does_not_belong_together_is_refused(
     bundle: Bundle, files: dict[str, bytes | str], error: type[AdedgeError], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        load_engine(replaced(bundle, **files), "onnxruntime", "fp32", threads=1)
+        load_engine(replaced(bundle, **files), EngineKey("onnxruntime", "fp32"), threads=1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_record_survives_its_json(bundle: Bundle) -> None:
-    assert read_record(bundle, "onnxruntime", "fp32") == record()
+    assert read_record(bundle, EngineKey("onnxruntime", "fp32")) == record()
     assert record().machine == platform.machine()
 
 

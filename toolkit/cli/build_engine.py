@@ -12,7 +12,7 @@ from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.console import note, output, progress, warn
 from adedge.errors import UsageError
-from adedge.specs import Precision, Target
+from adedge.specs import EngineKey, Precision, Target
 
 if TYPE_CHECKING:
     from adedge.runtime.engines import EngineRecord
@@ -96,16 +96,17 @@ def build_engine_command(
         tf32=tf32,
     )
     gates = Gates(max_auroc_drop=max_auroc_drop, max_flips=max_flips)
-    with progress(f"build {target}/{precision}") as step:
-        bundle = build_engine(Bundle.open(path), target, precision, options, gates, step)
-    record = read_record(bundle, target, precision)
+    key = EngineKey(target, precision)
+    with progress(f"build {key}") as step:
+        bundle = build_engine(Bundle.open(path), key, options, gates, step)
+    record = read_record(bundle, key)
     output.print(_table(bundle, record))
     for attempt in record.attempts:
         warn(f"tried before: {attempt}")
     if record.self_test is None:
         note(record.status)
-    elif f"{target}/{precision}" not in bundle.manifest.thresholds:
-        note(f"no decision threshold for {target}/{precision} yet: fit one with 'adedge calibrate {path} PICTURES'")
+    elif bundle.manifest.threshold(key) is None:
+        note(f"no decision threshold for {key} yet: fit one with 'adedge calibrate {path} PICTURES'")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
@@ -119,7 +120,7 @@ def parse_batch(text: str) -> tuple[int, int, int]:
 
 def _table(bundle: Bundle, record: EngineRecord) -> Table:
     """What was built and how far it is from PyTorch, one row a fact."""
-    table = Table("engine", f"{record.target}/{record.precision}")
+    table = Table("engine", str(record.key))
     test = record.self_test
     rows = {
         "file": f"{record.plan} ({bundle.manifest.files[record.plan].bytes / 1e6:.2f} MB)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,14 +50,13 @@ def inspect(
 
 def _engines(bundle: Bundle) -> dict[str, Any]:
     """engine.json of every engine whose file is intact, keyed by its folder."""
-    found = {}
-    for name in bundle.manifest.files:
-        if name.startswith("engines/") and name.endswith("/engine.json"):
-            try:
-                found[name.split("/")[1]] = bundle.json(name)
-            except BundleError:
-                continue  # `verify` reports it
-    return found
+    from adedge.runtime.engines import engine_folder, engines_in
+
+    records = {}
+    for folder in map(engine_folder, engines_in(bundle)):
+        with suppress(BundleError):  # `verify` reports it
+            records[folder.removeprefix("engines/")] = bundle.json(f"{folder}/engine.json")
+    return records
 
 
 def _backbone(options: Mapping[str, object]) -> str:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,13 +22,10 @@ from rich.text import Text
 from adedge.cli import app, finite
 from adedge.cli.options import RequireSignature, open_bundle
 from adedge.console import console, note, warn
-from adedge.errors import EngineError, MissingDependency, UsageError
+from adedge.errors import UsageError
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
-    from adedge.bundle import Bundle, Manifest
-    from adedge.runtime.backends import Backend
-    from adedge.runtime.inspector import Inspector, Maps
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
     from adedge.runtime.statistics import Statistics
@@ -37,20 +33,6 @@ if TYPE_CHECKING:
 REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a wrong call (2)
 
 PERCENTILES = (50, 95, 99)
-
-# What a machine that can execute several engines runs by default, best first. INT8 comes before FP32 on a GPU only:
-# processors without VNNI are slower with it, and compute FP16 in FP32.
-PREFERENCE: tuple[tuple[Target, Precision], ...] = (
-    ("tensorrt", "fp16"),
-    ("tensorrt", "int8"),
-    ("tensorrt", "fp32"),
-    ("tensorrt-rtx", "fp16"),
-    ("tensorrt-rtx", "int8"),
-    ("tensorrt-rtx", "fp32"),
-    ("onnxruntime", "fp32"),
-    ("onnxruntime", "int8"),
-    ("onnxruntime", "fp16"),
-)
 
 
 @app.command("run")
@@ -122,6 +104,7 @@ def run(
     """
     _quiet_opencv()
     from adedge.runtime.cameras import Camera, run_cameras
+    from adedge.runtime.inspection import open_inspector
     from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.statistics import Statistics
@@ -133,13 +116,21 @@ def run(
     _show_logging()
     opened = open_bundle(bundle, require_signature)
     manifest = opened.manifest
-    engine = _load(opened, target, precision, threshold, threads)
-    wanted: Maps = "always" if maps or video or page else "rejects" if rejects else "never"
-    inspector = _inspector(engine, manifest, wanted, host_scoring=host_scoring)
+    inspector = open_inspector(
+        opened,
+        target,
+        precision,
+        threshold=threshold,
+        threads=threads,
+        maps="always" if maps or video or page else "rejects" if rejects else "never",
+        host_scoring=host_scoring,
+        notify=note,
+    )
+    engine = str(inspector.key)
     frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
     chosen = policy or ("latest" if frames[0].live else "every")
     names = f"{frames[0].name}, policy {chosen}" if len(frames) == 1 else ", ".join(one.name for one in frames)
-    note(f"{engine.name}, threshold {engine.threshold:.6g}; {names}")
+    note(f"{engine}, threshold {inspector.threshold:.6g}; {names}")
     if inspector.batch < len(frames):
         note(
             f"the engine takes {inspector.batch} frame(s) at once: build it with --batch 1,{len(frames)},{len(frames)}"
@@ -147,7 +138,7 @@ def run(
     statistics = Statistics()
     cameras: list[Camera] = []
     try:
-        about = {"bundle": opened.path.resolve().name, "engine": engine.name}
+        about = {"bundle": opened.path.resolve().name, "engine": engine}
         outline = manifest.score.reduce == "max"
         sinks = _sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
         cameras = [Camera(*pair) for pair in zip(frames, sinks, strict=True)]
@@ -173,11 +164,10 @@ def run(
         for one in frames:
             one.close()
         inspector.close()
-        engine.backend.close()
         if len(cameras) > 1:
             for index, camera in enumerate(cameras):
                 note(f"camera {index}, {camera.source.name}: {_counts(camera.statistics)}")
-        _summarise(statistics, engine.name)
+        _summarise(statistics, engine)
     if stop.signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + stop.signal_number)
     if fail_on_reject and statistics.rejects:
@@ -197,63 +187,6 @@ def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -
             one.close()
         raise
     return opened
-
-
-@dataclass(frozen=True)
-class _Engine:
-    name: str
-    threshold: float
-    backend: Backend
-
-
-def _load(
-    bundle: Bundle, target: Target | None, precision: Precision | None, threshold: float | None, threads: int | None
-) -> _Engine:
-    """The engine that was asked for; with a choice left, the first of `PREFERENCE` with a threshold that runs here."""
-    from adedge.runtime.engines import engines_in, load_engine
-
-    present = engines_in(bundle)
-    fitting = [e for e in PREFERENCE if e in present and target in (None, e[0]) and precision in (None, e[1])]
-    if threshold is None:
-        fitting.sort(key=lambda e: "/".join(e) not in bundle.manifest.thresholds)
-    # Without any, loading the plainest one says how to build it.
-    candidates = fitting or [(target or "onnxruntime", precision or "fp32")]
-    for choice in candidates:
-        try:
-            backend = load_engine(bundle, *choice, threads=threads)
-            return _Engine("/".join(choice), _threshold(bundle, *choice) if threshold is None else threshold, backend)
-        except (EngineError, MissingDependency) as error:
-            if choice == candidates[-1]:
-                raise
-            note(f"not {'/'.join(choice)}: {error}")
-    raise AssertionError("unreachable: the last candidate returns or raises")
-
-
-def _inspector(engine: _Engine, manifest: Manifest, maps: Maps, *, host_scoring: bool) -> Inspector:
-    """What surrounds the engine: on the GPU where it runs there and our kernels do, else on the processor."""
-    from adedge.runtime.cuda.inspector import inspector_on
-    from adedge.runtime.host_inspector import HostInspector
-
-    choice = (engine.backend, manifest.input, manifest.score)
-    if host_scoring:
-        return HostInspector(*choice, threshold=engine.threshold, normalisation=manifest.normalisation)
-    return inspector_on(
-        *choice,
-        threshold=engine.threshold,
-        normalisation=manifest.normalisation,
-        maps=maps,
-        declined=note,
-    )
-
-
-def _threshold(bundle: Bundle, target: Target, precision: Precision) -> float:
-    fitted = bundle.manifest.thresholds.get(f"{target}/{precision}")
-    if fitted is None:
-        raise EngineError(
-            f"{bundle.path} has no threshold for {target}/{precision}: run 'adedge calibrate' on good pictures, "
-            "or give one with --threshold"
-        )
-    return fitted.value
 
 
 def _sinks(

@@ -95,6 +95,16 @@ def conform(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], spec.channels)
 
 
+def network_input(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
+    """Conformed frames (N, H, W, C) uint8 -> (N, C, H, W) float32, (pixel * scale - mean) / std."""
+    x = frames.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(spec.scale)
+    if spec.mean:
+        x -= np.array(spec.mean, np.float32).reshape(-1, 1, 1)
+    if spec.std:
+        x /= np.array(spec.std, np.float32).reshape(-1, 1, 1)
+    return np.ascontiguousarray(x)
+
+
 def check_frame(frame: NDArray[np.uint8]) -> None:
     """Raise `DataError` unless a frame is uint8, not empty, and (H, W), (H, W, 1) or (H, W, 3)."""
     shaped = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from adedge.benchmarks.latency import Contender, measure_latency
-from adedge.cli.run import _Engine, _inspector
+from adedge.console import note
 from adedge.errors import EngineError
 from adedge.runtime.backends.tensorrt import Libraries, TensorRTBackend
 from adedge.runtime.cuda.driver import Gpu, load_cuda
 from adedge.runtime.cuda.inspector import CudaInspector
 from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.runtime.host_inspector import HostInspector
+from adedge.runtime.inspection import make_inspector
 from adedge.runtime.pipeline import run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource
@@ -206,9 +207,7 @@ def inspected(inspector: Any) -> list[float]:
 
 def chosen(backend: TensorRTBackend, *, host_scoring: bool = False) -> Any:
     """What `adedge run` inspects with."""
-    manifest: Any = SimpleNamespace(input=SPEC, score=SCORE, normalisation=None)
-    engine = _Engine("tensorrt/fp16", 0.5, backend)
-    return _inspector(engine, manifest, "never", host_scoring=host_scoring)
+    return make_inspector(backend, SPEC, SCORE, threshold=0.5, maps="never", host_scoring=host_scoring, notify=note)
 
 
 def test_adedge_run_scores_on_the_gpu_as_on_the_processor(backends: Any, driver: Any) -> None:

@@ -42,7 +42,7 @@ from adedge.methods.students.teaching import (
     triplet_loss,
 )
 from adedge.methods.training import train
-from adedge.specs import PRECISIONS
+from adedge.specs import PRECISIONS, EngineKey
 
 torch.set_num_threads(1)
 
@@ -514,7 +514,7 @@ def test_from_pictures_to_engines(photographs: Path, tmp_path: Path) -> None:
     assert set(seeing) <= set(float_nodes), "convolutions that see the mirrored picture stay in floating point"
     for target in ("onnxruntime", "tensorrt-rtx"):
         for precision in PRECISIONS:
-            opened = build_engine(opened, target, precision)
+            opened = build_engine(opened, EngineKey(target, precision))
     difference = opened.json("engines/onnxruntime-fp32/engine.json")["self_test"]
     with np.load(opened.file("golden.npz")) as golden:
         assert difference["score_error"] < 1e-4 * np.abs(golden["scores"]).max()

@@ -1,0 +1,207 @@
+"""Measuring a bundle: latency and accuracy of its engines on this machine, as one report."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.benchmarks.accuracy import Accuracy, accuracy, masks_at_map_size, score_samples
+from adedge.benchmarks.latency import Contender, measure_latency
+from adedge.benchmarks.machine import has_int8_instructions, machine_facts
+from adedge.benchmarks.plots import require_matplotlib
+from adedge.benchmarks.report import Report, heat_maps, telling_pictures
+from adedge.bundle import Bundle
+from adedge.data.datasets import Sample, load_dataset
+from adedge.errors import AdedgeError, EngineError
+from adedge.golden import read_golden
+from adedge.progress import Progress
+from adedge.runtime.backends.onnxruntime import physical_cores
+from adedge.runtime.backends.reference import load_reference
+from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Target
+
+log = logging.getLogger(__name__)
+
+TIMED_PICTURES = 50  # different pictures that latency is measured on, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What to measure, and how.
+
+    ``target`` and ``precisions`` pick engines. Latency is taken over ``frames`` frames, ``batch`` at once, with
+    ``threads`` CPU threads (default: physical cores). ``reference`` judges the pictures with the model too: what flips
+    are counted against.
+    """
+
+    target: Target | None = None
+    precisions: tuple[Precision, ...] = PRECISIONS
+    frames: int = 200
+    batch: int = 1
+    threads: int | None = None
+    reference: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """The report, and of each contender a sheet of heat maps (JPEG) where there were labelled pictures."""
+
+    report: Report
+    sheets: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def benchmark(
+    bundle: Bundle,
+    data: str | Path | None = None,
+    options: BenchmarkOptions | None = None,
+    *,
+    root: Path | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = log.warning,
+) -> Benchmark:
+    """Measure the engines of a bundle that run on this machine.
+
+    ``data`` names labelled pictures as `adedge.data.datasets.load_dataset` takes them (``root`` too); without any, only
+    latency is measured, on the golden frames. ``command`` is recorded in the report. Raises `EngineError` where no
+    engine runs here, `MissingDependency` where matplotlib or the model's framework is not installed, `DataError`.
+    """
+    options = options or BenchmarkOptions()
+    require_matplotlib()
+    manifest = bundle.manifest
+    dataset = None if data is None else load_dataset(str(data), root=root)
+    samples = [] if dataset is None else [sample for sample in dataset.test if sample.label >= 0]
+    labelled = len({sample.label for sample in samples}) == 2
+    if dataset is not None and not labelled:
+        notify(f"{dataset.name} has no good and anomalous test pictures: only latency is measured")
+    with ExitStack() as opened:
+        engines, notes = _load_engines(bundle, options, opened)
+        # What accuracy needs is asked for before minutes of measuring latency.
+        reference = _load_reference(bundle, engines, opened) if labelled and options.reference else []
+        latency = measure_latency(
+            list(engines.values()),
+            _images(bundle, samples),
+            manifest.input,
+            manifest.score,
+            frames=options.frames,
+            batch=options.batch,
+            progress=progress,
+        )
+        found, sheets = dict[str, Accuracy](), dict[str, bytes]()
+        if labelled:
+            contenders = [*reference, *engines.values()]
+            found, sheets, more = _judge(bundle, contenders, samples, progress)
+            notes += more
+    if manifest.provenance.options.get("weights") == "none":
+        notes.append("The backbone has random features (--weights none): expect more of one trained on ImageNet.")
+    notes += _remarks({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
+    report = Report(
+        bundle=bundle.path.name,
+        command=command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        data=None if data is None else str(data),
+        data_digest=None if dataset is None else dataset.digest,
+        threads=options.threads or physical_cores(),
+        input=manifest.input.shape,
+        resident_mib=_resident_mib(),
+        machine=machine_facts(),
+        latency=latency,
+        accuracy=found,
+        reference=manifest.reference,
+        engines={str(key): read_record(bundle, key) for key in engines},
+        notes=tuple(notes),
+    )
+    return Benchmark(report=report, sheets=sheets)
+
+
+def _load_engines(
+    bundle: Bundle, options: BenchmarkOptions, opened: ExitStack
+) -> tuple[dict[EngineKey, Contender], list[str]]:
+    """The engines that run here, and one sentence for each reason why others do not."""
+    contenders, absent = dict[EngineKey, Contender](), dict[str, list[str]]()
+    for key in engines_in(bundle):
+        if key.precision not in options.precisions or options.target not in (None, key.target):
+            continue
+        try:
+            backend = load_engine(bundle, key, threads=options.threads)
+        except AdedgeError as error:
+            absent.setdefault(str(error), []).append(str(key))
+            continue
+        opened.callback(backend.close)
+        contenders[key] = Contender(name=str(key), backend=backend, threshold=bundle.manifest.threshold(key))
+    notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in absent.items()]
+    if not contenders:
+        target = options.target or TARGETS[0]
+        why = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
+        raise EngineError(f"{bundle.path} has no engine to measure here: {why}")
+    return contenders, notes
+
+
+def _load_reference(bundle: Bundle, engines: Mapping[EngineKey, Contender], opened: ExitStack) -> list[Contender]:
+    """The model as a contender, where it is not one of the engines already."""
+    name = bundle.manifest.reference
+    if name in map(str, engines):
+        return []
+    backend = load_reference(bundle)
+    opened.callback(backend.close)
+    return [Contender(name=name, backend=backend, threshold=bundle.manifest.threshold(name))]
+
+
+def _images(bundle: Bundle, samples: Sequence[Sample]) -> list[NDArray[np.uint8]]:
+    """Pictures (H, W, C), BGR, that latency is measured on."""
+    if samples:
+        return [sample.read() for sample in samples[:: max(1, len(samples) // TIMED_PICTURES)]]
+    rgb = bundle.manifest.input.color == "rgb"
+    return [frame[:, :, ::-1] if rgb else frame for frame in read_golden(bundle).frames]
+
+
+def _judge(
+    bundle: Bundle, contenders: Sequence[Contender], samples: Sequence[Sample], progress: Progress | None
+) -> tuple[dict[str, Accuracy], dict[str, bytes], list[str]]:
+    """Accuracy and heat maps of each contender by name, and what a reader should know."""
+    manifest, notes = bundle.manifest, []
+    scored = {
+        contender.name: score_samples(contender, samples, manifest.input, manifest.score, progress)
+        for contender in contenders
+    }
+    first = scored[contenders[0].name]
+    labels = np.array([sample.label for sample in samples])
+    masks = masks_at_map_size(samples, first.maps)
+    if masks is None:
+        notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
+    metrics = {name: accuracy(one, labels, masks, scored.get(manifest.reference)) for name, one in scored.items()}
+    # The same pictures for all, so that their maps can be compared.
+    shown = telling_pictures(samples, first, [one.verdicts for one in scored.values()])
+    sheets = {c.name: heat_maps(samples, scored[c.name], shown, c.threshold) for c in contenders}
+    return metrics, sheets, notes
+
+
+def _remarks(frame_ms: Mapping[str, float], int8_instructions: bool) -> list[str]:
+    """What a reader of the table must know so as not to draw the wrong conclusion."""
+    remarks = []
+    fp32, fp16, int8 = (frame_ms.get(str(EngineKey("onnxruntime", precision))) for precision in PRECISIONS)
+    if fp16:
+        remarks.append("ONNX Runtime on a CPU computes FP16 graphs in FP32, with weights rounded to FP16.")
+    if fp32 and int8 and int8 > fp32:
+        why = (
+            "although this processor has INT8 instructions"
+            if int8_instructions
+            else "on a processor without INT8 instructions"
+        )
+        remarks.append(
+            f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {why}; on a GPU it is another matter."
+        )
+    return remarks
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

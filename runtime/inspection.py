@@ -1,0 +1,267 @@
+"""The one way to judge pictures: opening the inspector of an engine, and running pictures through it.
+
+`adedge run`, `calibrate`, `prove`, `benchmark` and the self-test of a new engine all come here, so that a threshold, a
+proof and a report speak of the same code on the same device as the verdicts on the line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adedge.bundle import Bundle, Normalisation
+from adedge.data.samples import Sample
+from adedge.errors import AdedgeError, EngineError, MissingDependency
+from adedge.progress import Progress
+from adedge.runtime.backends import Backend
+from adedge.runtime.backends.tensorrt import TensorRTBackend
+from adedge.runtime.cuda.inspector import CudaInspector
+from adedge.runtime.engines import engines_in, load_engine
+from adedge.runtime.host_inspector import HostInspector
+from adedge.runtime.inspector import Inspector, Maps
+from adedge.runtime.sources import Frame
+from adedge.runtime.verdict import Verdict
+from adedge.specs import EngineKey, InputSpec, Precision, ScoreSpec, Target
+
+log = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+Notify = Callable[[str], None]
+
+PREFERENCE: tuple[EngineKey, ...] = (
+    EngineKey("tensorrt", "fp16"),
+    EngineKey("tensorrt", "int8"),
+    EngineKey("tensorrt", "fp32"),
+    EngineKey("tensorrt-rtx", "fp16"),
+    EngineKey("tensorrt-rtx", "int8"),
+    EngineKey("tensorrt-rtx", "fp32"),
+    EngineKey("onnxruntime", "fp32"),
+    EngineKey("onnxruntime", "int8"),
+    EngineKey("onnxruntime", "fp16"),
+)
+"""Which engine a machine that can execute several takes, best first. INT8 comes before FP32 on a GPU only: processors
+without VNNI are slower with it, and compute FP16 in FP32."""
+
+
+class EngineInspector:
+    """A loaded engine of a bundle with what surrounds it: an `Inspector` that knows its engine and its threshold."""
+
+    def __init__(self, key: EngineKey, threshold: float, backend: Backend, inspector: Inspector) -> None:
+        self.key = key
+        self.threshold = threshold
+        self.batch = inspector.batch
+        self.slots = inspector.slots
+        self._backend = backend
+        self._inspector = inspector
+
+    def judge(self, image: Image) -> Verdict:
+        """The verdict on one picture: uint8 (H, W, 3) BGR, or (H, W) or (H, W, 1) grey, of any size.
+
+        The anomaly map, float32 (height, width), is the verdict's own copy. Raises `DataError` where the picture has
+        another shape or dtype, `EngineError` where the engine fails.
+        """
+        self.submit([Frame(0, time.monotonic_ns(), image, "image")])
+        (verdict,) = self.collect()
+        return verdict if verdict.map is None else replace(verdict, map=verdict.map.copy())
+
+    def submit(self, frames: Sequence[Frame]) -> None:
+        """Begin with 1 to ``batch`` frames; see `Inspector.submit`."""
+        self._inspector.submit(frames)
+
+    def collect(self) -> Iterator[Verdict]:
+        """The verdicts on the frames submitted first; see `Inspector.collect`."""
+        return self._inspector.collect()
+
+    def close(self) -> None:
+        """Give back the engine and all that was allocated around it; a second call does nothing."""
+        self._inspector.close()
+        self._backend.close()
+
+    def __enter__(self) -> EngineInspector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_inspector(
+    bundle: Bundle | str | Path,
+    target: Target | None = None,
+    precision: Precision | None = None,
+    *,
+    threshold: float | None = None,
+    threads: int | None = None,
+    maps: Maps = "always",
+    host_scoring: bool = False,
+    notify: Notify = log.warning,
+) -> EngineInspector:
+    """Load an engine of a bundle, ready to judge pictures: the best that runs here of those that were not ruled out.
+
+    ``target`` and ``precision`` restrict the choice, which follows `PREFERENCE` and takes calibrated engines first.
+    ``threshold`` replaces the calibrated one. ``threads`` are those of ONNX Runtime (default: physical cores). ``maps``
+    says whose anomaly maps are downloaded from a GPU; ``host_scoring`` keeps preprocessing and scoring on the
+    processor. ``notify`` hears, a sentence each, why a better engine or the GPU is not used.
+
+        with open_inspector("bottle.adedge") as inspector:
+            verdict = inspector.judge(cv2.imread("bottle.png"))
+            print(verdict.anomalous, verdict.score)
+
+    Raises `BundleError` for a bundle that is damaged, `EngineError` where no engine runs here or none has a threshold,
+    `MissingDependency` where the library that executes it is not installed.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.open(bundle)
+    candidates = _candidates(bundle, target, precision, calibrated_first=threshold is None)
+    for key in candidates:
+        try:
+            backend = load_engine(bundle, key, threads=threads)
+        except (EngineError, MissingDependency) as error:
+            if key == candidates[-1]:
+                raise
+            notify(f"not {key}: {error}")
+            continue
+        try:
+            limit = threshold_of(bundle, key) if threshold is None else threshold
+            inspector = make_inspector(
+                backend,
+                bundle.manifest.input,
+                bundle.manifest.score,
+                threshold=limit,
+                normalisation=bundle.manifest.normalisation,
+                maps=maps,
+                host_scoring=host_scoring,
+                notify=notify,
+            )
+        except BaseException:
+            backend.close()
+            raise
+        return EngineInspector(key, limit, backend, inspector)
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def _candidates(
+    bundle: Bundle, target: Target | None, precision: Precision | None, *, calibrated_first: bool
+) -> list[EngineKey]:
+    present = engines_in(bundle)
+    fitting = [
+        e for e in PREFERENCE if e in present and target in (None, e.target) and precision in (None, e.precision)
+    ]
+    if calibrated_first:
+        fitting.sort(key=lambda key: bundle.manifest.threshold(key) is None)
+    # With none there, trying to load the plainest one says how to build it.
+    return fitting or [EngineKey(target or "onnxruntime", precision or "fp32")]
+
+
+def threshold_of(bundle: Bundle, key: EngineKey) -> float:
+    """The score above which an engine rejects a frame. Raises `EngineError` where it was not calibrated."""
+    threshold = bundle.manifest.threshold(key)
+    if threshold is None:
+        raise EngineError(
+            f"{bundle.path} has no threshold for {key}: run 'adedge calibrate' on good pictures, "
+            "or give one with --threshold"
+        )
+    return threshold
+
+
+def make_inspector(
+    backend: Backend,
+    spec: InputSpec,
+    score: ScoreSpec,
+    *,
+    threshold: float = np.inf,
+    normalisation: Normalisation | None = None,
+    maps: Maps = "always",
+    host_scoring: bool = False,
+    notify: Notify = log.warning,
+) -> Inspector:
+    """The inspector for a loaded engine: on the GPU where the engine is and our kernels run, else on the processor.
+
+    ``notify`` hears in one sentence why an engine on a GPU is preprocessed and scored for on the processor.
+    """
+    if isinstance(backend, TensorRTBackend) and not host_scoring:
+        try:
+            return CudaInspector(backend, spec, score, threshold=threshold, normalisation=normalisation, maps=maps)
+        except AdedgeError as error:
+            notify(f"preprocessing and scoring on the processor: {error}")
+    return HostInspector(backend, spec, score, threshold=threshold, normalisation=normalisation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What an engine says of N pictures: raw scores (N,), and maps, float32 (H, W) each, where they were asked for."""
+
+    scores: NDArray[np.floating[Any]]
+    maps: tuple[NDArray[np.float32], ...] = ()
+
+
+def judge(
+    backend: Backend,
+    spec: InputSpec,
+    score: ScoreSpec,
+    images: Iterable[tuple[str, Image]],
+    *,
+    name: str,
+    maps: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Judged:
+    """Scores, and with ``maps`` anomaly maps, of named pictures (H, W[, 3]) BGR, judged as `adedge run` judges frames.
+
+    ``name`` is the engine's, for messages; ``watch`` is told how many pictures are judged. Raises `EngineError` where
+    the engine fails or gives a score that is not a number.
+    """
+    inspector = make_inspector(
+        backend, spec, score, maps="always" if maps else "never", notify=partial(log.warning, "%s: %s", name)
+    )
+    frames = (Frame(index, time.monotonic_ns(), image, label) for index, (label, image) in enumerate(images))
+    scores: list[float] = []
+    kept: list[NDArray[np.float32]] = []
+    with closing(inspector):
+        while batch := list(islice(frames, inspector.batch)):
+            inspector.submit(batch)
+            for verdict in inspector.collect():
+                scores.append(verdict.score)
+                if maps:
+                    assert verdict.map is not None
+                    kept.append(verdict.map.copy())
+                if watch is not None:
+                    watch(len(scores))
+    return Judged(scores=np.array(scores, np.float64), maps=tuple(kept))
+
+
+def judge_samples(
+    backend: Backend,
+    spec: InputSpec,
+    score: ScoreSpec,
+    samples: Sequence[Sample],
+    *,
+    name: str,
+    maps: bool = False,
+    progress: Progress | None = None,
+) -> Judged:
+    """`judge` for the pictures of a data set, read a batch at a time. Raises `DataError` for one that is unreadable."""
+    images = ((sample.digest if sample.path is None else sample.path.name, sample.read()) for sample in samples)
+    watch = None if progress is None else lambda done: progress(done, len(samples), name)
+    return judge(backend, spec, score, images, name=name, maps=maps, watch=watch)
+
+
+def judge_frames(
+    backend: Backend, spec: InputSpec, score: ScoreSpec, frames: NDArray[np.uint8], *, name: str
+) -> Judged:
+    """`judge`, with maps, for conformed frames (N, H, W, C) in the spec's colour order, as golden frames are."""
+    # A camera gives BGR.
+    images = frames[..., ::-1] if spec.color == "rgb" else frames
+    named = (("golden frame", np.ascontiguousarray(image)) for image in images)
+    return judge(backend, spec, score, named, name=name, maps=True)
