@@ -73,6 +73,11 @@ def benchmark(
     ``data`` names labelled pictures as `adedge.data.datasets.load_dataset` takes them (``root`` too); without any, only
     latency is measured, on the golden frames. ``command`` is recorded in the report. Raises `EngineError` where no
     engine runs here, `MissingDependency` where matplotlib or the model's framework is not installed, `DataError`.
+
+    >>> from adedge import open_bundle
+    >>> report = benchmark(open_bundle("bottle.adedge"), "photos", BenchmarkOptions(frames=20)).report
+    >>> sorted(report.latency), sorted(report.accuracy)
+    (['onnxruntime/fp32'], ['onnxruntime/fp32', 'pytorch/fp32'])
     """
     options = options or BenchmarkOptions()
     require_matplotlib()

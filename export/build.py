@@ -43,6 +43,11 @@ def build_engine(
     Returns the bundle reopened. Raises `UsageError` (options that do not fit the target), `BundleError` (a graph is
     missing or stale), `EngineError` (nothing could be built or it does not run), `GateError` (the self-test is worse
     than asked for, or could not be made), `MissingDependency`.
+
+    >>> from adedge import open_bundle
+    >>> bundle = build_engine(open_bundle("bottle.adedge"), EngineKey("onnxruntime", "fp32"))
+    >>> bundle.has("engines/onnxruntime-fp32/engine.json")
+    True
     """
     options = options or BuildOptions()
     options.check(key.target)

@@ -90,6 +90,11 @@ def calibrate(
     for the reference, for ONNX Runtime in each of the precisions, and for other engines of the bundle that run on this
     machine. Raises `DataError` (too few pictures, unusable ones), `GateError`, `BundleError`, `EngineError`,
     `MissingDependency`.
+
+    >>> from adedge import load_dataset, open_bundle
+    >>> calibrated = calibrate(open_bundle("bottle.adedge"), load_dataset("photos"), false_alarm_rate=0.2)
+    >>> sorted(calibrated.bundle.manifest.thresholds)
+    ['onnxruntime/fp16', 'onnxruntime/fp32', 'onnxruntime/int8', 'pytorch/fp32']
     """
     require_packages()
     from adedge.calibration.onnx_model import OPSET

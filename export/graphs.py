@@ -53,6 +53,11 @@ def export_graphs(
     The FP32 graph is always written. INT8 graphs are made where the bundle has ranges for it (see
     `adedge.export.calibrate`). Raises `GateError` where a graph is further from PyTorch than its tolerance,
     `BundleError`, `EngineError`, `MissingDependency`.
+
+    >>> from adedge import open_bundle
+    >>> bundle, notes = export_graphs(open_bundle("bottle.adedge"), ("fp32", "fp16"))
+    >>> sorted(bundle.manifest.graphs)
+    ['model.fp16', 'model.fp32']
     """
     require_packages()
     from adedge.calibration.onnx_model import OPSET

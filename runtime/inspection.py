@@ -115,9 +115,11 @@ def open_inspector(
     says whose anomaly maps are downloaded from a GPU; ``host_scoring`` keeps preprocessing and scoring on the
     processor. ``notify`` hears, a sentence each, why a better engine or the GPU is not used.
 
-        with open_inspector("bottle.adedge") as inspector:
-            verdict = inspector.judge(cv2.imread("bottle.png"))
-            print(verdict.anomalous, verdict.score)
+    >>> image = np.zeros((48, 64, 3), np.uint8)  # BGR, such as cv2.imread gives
+    >>> with open_inspector("bottle.adedge") as inspector:
+    ...     verdict = inspector.judge(image)
+    >>> verdict.anomalous == (verdict.score > inspector.threshold), verdict.map.shape
+    (True, (32, 32))
 
     Raises `BundleError` for a bundle that is damaged, `EngineError` where no engine runs here or none has a threshold,
     `MissingDependency` where the library that executes it is not installed.

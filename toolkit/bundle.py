@@ -272,6 +272,23 @@ class Bundle:
                 yield draft
 
 
+def open_bundle(path: str | Path, public: Path | None = None) -> Bundle:
+    """Open a bundle for reading; with the ``public`` key of a signer only one that it signed.
+
+    >>> bundle = open_bundle("bottle.adedge")
+    >>> bundle.manifest.method
+    'oesdn'
+
+    Raises `BundleError` where there is no bundle, it is damaged, or it is not signed by that key.
+    """
+    bundle = Bundle.open(path)
+    if public is not None:
+        from adedge.signing import require
+
+        require(bundle, public)
+    return bundle
+
+
 class Draft:
     """The next state of a bundle: files are written to a directory beside it, ``manifest`` may be reassigned."""
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adedge.bundle import open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature, open_bundle
+from adedge.cli.options import RequireSignature
 from adedge.console import note, output, progress, warn
 from adedge.specs import Target, parse_precisions
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adedge.bundle import IMPORTED, Bundle, Difference
+from adedge.bundle import IMPORTED, Bundle, Difference, open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature, open_bundle
+from adedge.cli.options import RequireSignature
 from adedge.console import output
 from adedge.errors import BundleError
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from adedge.bundle import Bundle
+from adedge.bundle import Bundle, open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature, open_bundle
+from adedge.cli.options import RequireSignature
 from adedge.console import note, output, progress, warn
 from adedge.errors import EngineError, GateError
 from adedge.specs import Precision, Target

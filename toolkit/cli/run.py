@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from adedge.bundle import open_bundle
 from adedge.cli import app, finite
-from adedge.cli.options import RequireSignature, open_bundle
+from adedge.cli.options import RequireSignature
 from adedge.console import console, note, warn
 from adedge.errors import UsageError
 from adedge.specs import Precision, Target

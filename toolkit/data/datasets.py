@@ -59,6 +59,10 @@ def load_dataset(
     ``strict``. The files of the one-class sets are looked for under ``root`` (default: $ADEDGE_DATA, else
     ~/.cache/adedge) and fetched only with ``download``.
 
+    >>> dataset = load_dataset("photos")
+    >>> len(dataset.train), len(dataset.calibration), len(dataset.test)
+    (32, 8, 8)
+
     Raises `DataError` where there are no pictures, the layout is broken, a mask does not fit its picture, or a set is
     unknown or incomplete; `MissingDependency` where a download needs torchvision and it is absent.
     """

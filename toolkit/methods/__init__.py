@@ -149,6 +149,11 @@ def method_named(name: str) -> type[Method]:
     """The class of a registered method.
 
     Raises `UsageError` listing the known ones, `MissingDependency` without torch.
+
+    >>> from adedge import load_dataset
+    >>> method = method_named("oesdn").for_dataset(load_dataset("photos"), variant="ae", size=32)
+    >>> method.variant, method.plan().input.shape
+    ('ae', (1, 32, 32))
     """
     if name not in _HOMES:
         raise UsageError(f"unknown method '{name}': choose from {', '.join(sorted(_HOMES))}")
