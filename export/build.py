@@ -5,12 +5,11 @@ A build that fails, is interrupted, or does not pass its gates leaves the bundle
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from adedge.bundle import Bundle, Difference
+from adedge.bundle import Bundle, Difference, FileRecord
 from adedge.errors import BundleError, GateError
 from adedge.export.builders import GRAPHS, BuildOptions, Built, Source, builder_of
 from adedge.export.verify import difference_of
@@ -55,11 +54,12 @@ def build_engine(
         source = source_from_bundle(bundle, key, options)
         started = time.perf_counter()
         built = builder_of(key.target)(source, options, progress)
-        record = _record(bundle, key, source, built, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        draft.remove(engine_folder(key))
+        plan = f"{engine_folder(key)}/{'engine.onnx' if key.target == 'onnxruntime' else 'engine.plan'}"
+        record = _record(bundle, key, source, built, plan, draft.write(plan, built.plan), seconds)
         record = self_test(bundle, record, built.plan)
         check_gates(record, gates or Gates())
-        draft.remove(engine_folder(key))
-        draft.write(record.plan, built.plan)
         draft.write(f"{engine_folder(key)}/engine.json", record.model_dump_json(indent=2) + "\n")
     return Bundle.open(bundle.path)
 
@@ -160,14 +160,15 @@ def check_gates(record: EngineRecord, gates: Gates) -> None:
             )
 
 
-def _record(bundle: Bundle, key: EngineKey, source: Source, built: Built, seconds: float) -> EngineRecord:
-    name = "engine.onnx" if key.target == "onnxruntime" else "engine.plan"
+def _record(
+    bundle: Bundle, key: EngineKey, source: Source, built: Built, plan: str, file: FileRecord, seconds: float
+) -> EngineRecord:
     graph = f"{built.graph}.onnx"
     return EngineRecord(
         target=key.target,
         precision=key.precision,
-        plan=f"{engine_folder(key)}/{name}",
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        plan=plan,
+        plan_sha256=file.sha256,
         graph=graph,
         graph_sha256=bundle.manifest.files[graph].sha256,
         batch=source.batch,

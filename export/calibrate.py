@@ -26,7 +26,6 @@ from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
     dropped_thresholds,
     graph_files,
-    is_new,
     json_from_ranges,
     require_packages,
     run_with_onnxruntime,
@@ -125,8 +124,7 @@ def calibrate(
         # Flips are counted against the thresholds that are about to be stored.
         fitted = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
         made = verified(Bundle(bundle.path, fitted), files, ranges, progress=progress)
-        changed = {one.record.file for one in made if is_new(manifest, one)}
-        notes = store(draft, made)
+        changed, notes = store(draft, made)
         if ranges is not None:
             draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):

@@ -75,7 +75,7 @@ def export_graphs(
                 notes.append(f"no INT8 graphs: {error}")
         files = graph_files(fp32, precisions, ranges)
         made = verified(bundle, files, ranges, with_scoring=with_scoring, progress=progress)
-        notes += store(draft, made)
+        notes += store(draft, made)[1]
         notes += dropped_thresholds(bundle.manifest, draft.manifest)
     return Bundle.open(bundle.path), tuple(notes)
 
@@ -179,33 +179,27 @@ def _verified(
     )
 
 
-def store(draft: Draft, made: Sequence[VerifiedGraph]) -> list[str]:
+def store(draft: Draft, made: Sequence[VerifiedGraph]) -> tuple[set[str], list[str]]:
     """Write graphs and their records, and drop thresholds of precisions whose graph changed.
 
-    A changed FP32 graph takes the graphs along that came from the old one and were not made anew; returns a sentence
-    for each of these.
+    A changed FP32 graph takes the graphs along that came from the old one and were not made anew. Returns the names of
+    the files that are not what the bundle had, and a sentence for each graph that is gone.
     """
-    graphs = dict(draft.manifest.graphs)
-    changed = [one for one in made if one.stem in graphs and is_new(draft.manifest, one)]
+    graphs, before = dict(draft.manifest.graphs), draft.manifest.files
+    new = {one.record.file for one in made if draft.write(one.record.file, one.data) != before.get(one.record.file)}
+    changed = [one for one in made if one.stem in graphs and one.record.file in new]
     stale: list[str] = []
     if any(one.stem == "model.fp32" for one in changed):
         stale = [stem for stem in graphs if stem not in {one.stem for one in made}]
     for one in made:
         graphs[one.stem] = one.record
-        draft.write(one.record.file, one.data)
     for stem in stale:
         draft.remove(graphs.pop(stem).file)
     precisions = {one.precision for one in changed} | {precision_of(stem) for stem in stale}
     gone = {str(EngineKey(target, precision)) for target in TARGETS for precision in precisions}
     thresholds = {name: value for name, value in draft.manifest.thresholds.items() if name not in gone}
     draft.manifest = draft.manifest.replace(graphs=graphs, thresholds=thresholds)
-    return [f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now" for stem in stale]
-
-
-def is_new(manifest: Manifest, made: VerifiedGraph) -> bool:
-    """Whether a graph's file is not the one that the bundle has."""
-    record = manifest.files.get(made.record.file)
-    return record is None or record.sha256 != _sha256(made.data)
+    return new, [f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now" for stem in stale]
 
 
 def dropped_thresholds(before: Manifest, after: Manifest) -> list[str]:

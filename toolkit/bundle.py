@@ -297,16 +297,17 @@ class Draft:
         self.manifest = manifest
         self._written: dict[str, FileRecord | None] = {}
 
-    def write(self, name: str, data: bytes | str) -> Path:
-        """Write one file and record its digest."""
+    def write(self, name: str, data: bytes | str) -> FileRecord:
+        """Write one file; its size and digest."""
         path = self.path(name)
         data = data.encode() if isinstance(data, str) else data
         path.write_bytes(data)
-        self._written[name] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-        return path
+        record = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        self._written[name] = record
+        return record
 
-    def write_json(self, name: str, value: Any) -> Path:
-        """Write one file as indented JSON."""
+    def write_json(self, name: str, value: Any) -> FileRecord:
+        """Write one file as indented JSON; its size and digest."""
         return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     def path(self, name: str) -> Path:
@@ -321,12 +322,6 @@ class Draft:
         path.unlink(missing_ok=True)
         self._written[name] = None
         return path
-
-    def add(self, name: str, source: Path) -> Path:
-        """Copy a finished file into the bundle."""
-        target = self.path(name)
-        shutil.copyfile(source, target)
-        return target
 
     def remove(self, name: str) -> None:
         """Remove a file, or a whole folder."""
