@@ -201,7 +201,12 @@ def nvrtc() -> Compiler | None:
 
 def _library(path: str) -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(path)
+        library = ctypes.CDLL(path)
+        if Path(path).is_absolute():
+            # NVRTC opens these by name when it compiles, and the loader does not look into Python's packages.
+            for builtins in Path(path).parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(builtins))
+        return library
     except OSError:
         return None
 
