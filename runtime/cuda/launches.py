@@ -242,8 +242,8 @@ def _finish(partial: int, blocks: int, scores: int, n: int, pixels: float, mean:
         "reduce_finish",
         grid=(n, 1, 1),
         block=(256, 1, 1),
-        signature="PififPP",
-        arguments=(partial, blocks, pixels, int(mean), 0.0, scores, 0),
+        signature="PifiP",
+        arguments=(partial, blocks, pixels, int(mean), scores),
     )
 
 

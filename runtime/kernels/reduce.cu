@@ -1,5 +1,5 @@
-// From maps to scores and verdicts, and what joins several maps into one. Results do not depend on the order in which
-// blocks run. A NaN in a picture makes its score NaN.
+// From maps to scores, and what joins several maps into one. Results do not depend on the order in which blocks run. A
+// NaN in a picture makes its score NaN.
 //
 //   reduce_partial   maximum or sum of each part of a map, over the pixels at least margin from the border
 //     const float *map     (n, height, width)
@@ -14,9 +14,7 @@
 //     int blocks
 //     float pixels         that count: (height - 2 margin) * (width - 2 margin); of maxima not used
 //     int mean
-//     float threshold
 //     float *score         (n,)
-//     unsigned char *verdict (n,), or null: 0 score <= threshold, 1 score > threshold, 2 the score is NaN
 //   grid (n, 1, 1), block (256, 1, 1), shared 0
 //
 //   merge_maximum    equals adedge.runtime.tiling.merge_maximum: raise a frame's map to its tiles' maps
@@ -85,8 +83,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    reduce_finish(const float *partial, int blocks, float pixels, int mean, float threshold, float *score,
-                  unsigned char *verdict) {
+    reduce_finish(const float *partial, int blocks, float pixels, int mean, float *score) {
   partial += static_cast<long long>(blockIdx.x) * blocks;
   float result;
   if (mean) {
@@ -98,9 +95,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int i = threadIdx.x; i < blocks; i += THREADS) found = larger(found, partial[i]);
     result = joined_in_block(found, mean);
   }
-  if (threadIdx.x != 0) return;
-  score[blockIdx.x] = result;
-  if (verdict) verdict[blockIdx.x] = result != result ? 2 : result > threshold;
+  if (threadIdx.x == 0) score[blockIdx.x] = result;
 }
 
 extern "C" __global__ void __launch_bounds__(256) merge_maximum(const float *tiles, const int *origins, int n, int tile,

@@ -72,9 +72,9 @@ class HostKernels:
 
     @staticmethod
     def _value(argument: Any, size: int) -> Any:
-        if argument is None or isinstance(argument, np.ndarray):
+        if isinstance(argument, np.ndarray):
             assert size == 8
-            return ctypes.c_void_p(None if argument is None else argument.ctypes.data)
+            return ctypes.c_void_p(argument.ctypes.data)
         if isinstance(argument, float):
             assert size == 4
             return ctypes.c_float(argument)
@@ -297,13 +297,11 @@ def test_opening_spreads_nan_as_numpy_does(gpu: HostKernels, size: int) -> None:
 # Scores
 
 
-def finish(
-    gpu: HostKernels, partial: Maps, pixels: int, mean: int, threshold: float = 0.5
-) -> tuple[Maps, NDArray[np.uint8]]:
+def finish(gpu: HostKernels, partial: Maps, pixels: int, mean: int) -> Maps:
     n, blocks = partial.shape
-    scores, verdicts = empty(n), empty(n, dtype=np.uint8)
-    gpu("reduce_finish", (n, 1, 1), (256, 1, 1), partial, blocks, float(pixels), mean, threshold, scores, verdicts)
-    return scores, verdicts
+    scores = empty(n)
+    gpu("reduce_finish", (n, 1, 1), (256, 1, 1), partial, blocks, float(pixels), mean, scores)
+    return scores
 
 
 def reduced(maps: Maps, margin: int, mean: int) -> NDArray[np.float64]:
@@ -320,7 +318,7 @@ def test_scores(gpu: HostKernels, size: tuple[int, int], blocks: int, margin: in
     height, width = size
     partial = empty(3, blocks)
     gpu("reduce_partial", (blocks, 3, 1), (256, 1, 1), maps, height, width, partial, margin, mean)
-    scores, _ = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
+    scores = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
     np.testing.assert_allclose(scores, reduced(maps, margin, mean), rtol=2e-7 if mean else 0)
 
 
@@ -334,7 +332,7 @@ def test_uniform_and_score_in_one_pass(gpu: HostKernels, size: tuple[int, int], 
     filtered, partial = empty(*maps.shape), empty(2, grid[0] * grid[1])
     gpu("uniform_reduce", grid, (256, 1, 1), maps, filtered, height, width, 8, 16, partial, margin, mean)
     np.testing.assert_array_equal(filtered, run_uniform(gpu, maps, 8))
-    scores, _ = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
+    scores = finish(gpu, partial, (height - 2 * margin) * (width - 2 * margin), mean)
     np.testing.assert_allclose(scores, reduced(filtered, margin, mean), rtol=2e-7 if mean else 0)
 
 
@@ -345,22 +343,13 @@ def test_not_a_number_reaches_the_score(gpu: HostKernels, place: tuple[int, int]
     maps[1][place] = np.nan
     partial = empty(3, 4)
     gpu("reduce_partial", (4, 3, 1), (256, 1, 1), maps, 32, 300, partial, 0, mean)
-    scores, verdicts = finish(gpu, partial, 32 * 300, mean, threshold=0.25)
+    scores = finish(gpu, partial, 32 * 300, mean)
     assert np.isnan(scores).tolist() == [False, True, False]
-    assert verdicts.tolist() == [1, 2, 1]
 
 
-def test_a_verdict_is_anomalous_above_the_threshold_only(gpu: HostKernels) -> None:
+def test_the_maximum_of_one_value_is_that_value(gpu: HostKernels) -> None:
     partial = np.array([[0.25], [0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.inf]], np.float32)
-    scores, verdicts = finish(gpu, partial, 1, 0, threshold=0.5)
-    assert verdicts.tolist() == [0, 0, 1, 1]
-    np.testing.assert_array_equal(scores, partial[:, 0])
-
-
-def test_scores_without_a_verdict(gpu: HostKernels) -> None:
-    scores = empty(2)
-    gpu("reduce_finish", (2, 1, 1), (256, 1, 1), np.array([[1], [2]], np.float32), 1, 1.0, 0, 0.0, scores, None)
-    assert scores.tolist() == [1, 2]
+    np.testing.assert_array_equal(finish(gpu, partial, 1, 0), partial[:, 0])
 
 
 # Maps of several parts
@@ -663,7 +652,7 @@ def everything(gpu: HostKernels) -> list[NDArray[Any]]:
     for mean in (0, 1):
         partial = empty(2, 3)
         gpu("reduce_partial", (3, 2, 1), (256, 1, 1), maps, 29, 267, partial, 2, mean)
-        results += [partial, *finish(gpu, partial, 25 * 263, mean)]
+        results += [partial, finish(gpu, partial, 25 * 263, mean)]
     frames = (maps[..., None] * 255).astype(np.uint8).repeat(3, axis=3)
     results += [run_preprocess(gpu, frames, spec) for spec in SPECS.values()]
     results += [run_preprocess(gpu, nv12_frames(2, 30, 50), spec, nv12=True) for spec in SPECS.values()]
