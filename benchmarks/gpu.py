@@ -36,7 +36,7 @@ from adedge.runtime.cuda.graph import Graph
 from adedge.runtime.cuda.inspector import CudaInspector
 from adedge.runtime.cuda.kernel_cache import KERNELS, Compiler, find_compiler, kernel_image
 from adedge.runtime.cuda.launches import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
-from adedge.runtime.preprocess import Preprocessor, value_tables
+from adedge.runtime.preprocess import Preprocessor
 from adedge.runtime.sources import Frame
 from adedge.runtime.tiling import cut_tiles, merge_maximum
 from adedge.scoring import maps_and_scores
@@ -343,28 +343,36 @@ def check_families(device: Device) -> list[Check]:
         scoring.add(7)
         checks.append(scoring.check(name))
         device.free()
-    checks.append(check_tiles(device))
-    device.free()
+    for nv12 in (False, True):
+        checks.append(check_tiles(device, nv12=nv12))
+        device.free()
     return checks
 
 
-def check_tiles(device: Device) -> Check:
-    """Tiles cut, scaled and merged on the device, against `cut_tiles`, `value_tables` and `merge_maximum`."""
-    tile = 16
-    spec = InputSpec(
-        height=tile, width=tile, channels=1, color="gray", resize="tile", tiling=Tiling(tile=tile, stride=7)
-    )
-    frame = np.random.default_rng(5).integers(0, 256, (45, 61), np.uint8)
-    tiles, origins = cut_tiles(frame, Tiling(tile=tile, stride=7))
+def check_tiles(device: Device, *, nv12: bool) -> Check:
+    """Tiles cut, scaled and merged on the device, against `cut_tiles`, `Preprocessor` and `merge_maximum`."""
+    tile, size = 16, (46, 62)
+    tiling = Tiling(tile=tile, stride=7)
+    spec = InputSpec(height=tile, width=tile, channels=1, color="gray", resize="tile", tiling=tiling)
+    image = np.random.default_rng(5).integers(0, 256, (69 if nv12 else 46, 62), np.uint8)
+    frame = Frame(0, 0, image, "noise", nv12)
+    tiles, origins = cut_tiles(frame.picture, tiling)
     n = len(tiles)
     where = device.upload(np.array(origins, np.int32))
-    cut, merged = device.allocate(4 * n * tile * tile), device.allocate(4 * frame.size)
-    device.launch(tiles_launch(spec, Picture(device.upload(frame), frame.shape[0], frame.shape[1], 1), where, n, cut))
-    device.launch(merge_launch(cut, where, n, tile, merged, frame.shape, first=True))
-    wanted = np.full(frame.shape, -np.inf, np.float32)
-    merge_maximum(wanted, [value_tables(spec)[0][part] for part in tiles], origins)
-    got = device.download(merged, frame.shape)
-    return Check(name="tiles, merged", difference=float(np.abs(got - wanted).max()), allowed=1e-6)
+    cut, merged = device.allocate(4 * n * tile * tile), device.allocate(4 * size[0] * size[1])
+    device.launch(tiles_launch(spec, Picture(device.upload(image), *size, 1, nv12), where, n, cut))
+    device.launch(merge_launch(cut, where, n, tile, merged, size, first=True))
+    values = np.zeros((n, *spec.shape), np.float32)
+    Preprocessor(spec, n)(tiles, values)
+    wanted = np.full(size, -np.inf, np.float32)
+    merge_maximum(wanted, values[:, 0], origins)
+    got = device.download(merged, size)
+    return Check(
+        name="tiles, merged" + (", NV12" if nv12 else ""),
+        difference=float(np.abs(got - wanted).max()),
+        # OpenCV converts NV12 within one grey level of its portable code.
+        allowed=1.01 / 255 if nv12 else 1e-6,
+    )
 
 
 def time_composition(n: int, rounds: int, ours: float) -> Row:
@@ -470,31 +478,34 @@ def composed(a: Any, b: Any, window: int = 7, size: int = 32) -> Any:
     return box(maps, size).amax(dim=(1, 2, 3))
 
 
-def time_preprocess(device: Device, height: int, width: int, rounds: int, bandwidth: float) -> tuple[Check, Row | None]:
-    """One frame of that size, uint8 BGR, into the network's input of `NETWORK_INPUT`."""
+def time_preprocess(
+    device: Device, height: int, width: int, rounds: int, bandwidth: float, *, nv12: bool = False
+) -> tuple[Check, Row | None]:
+    """One frame of that size, uint8 BGR or NV12, into the network's input of `NETWORK_INPUT`."""
     rng = np.random.default_rng(height)
-    frames = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(2)]
-    copies = max(2, min(16, -(-CACHE_BYTES // frames[0].nbytes)))
+    shape = (height * 3 // 2, width) if nv12 else (height, width, 3)
+    images = [rng.integers(0, 256, shape, np.uint8) for _ in range(2)]
+    copies = max(2, min(16, -(-CACHE_BYTES // images[0].nbytes)))
     target = device.allocate(4 * int(np.prod(SHAPE)))
-    addresses = [device.upload(frames[index % 2]) for index in range(copies)]
+    addresses = [device.upload(images[index % 2]) for index in range(copies)]
 
     def run(index: int) -> None:
-        picture = Picture(addresses[index % copies], height, width, 3)
+        picture = Picture(addresses[index % copies], height, width, 1 if nv12 else 3, nv12)
         device.launch(preprocess_launch(NETWORK_INPUT, picture, target))
 
     run(0)
     got = device.download(target, (1, *SHAPE))
     wanted = np.zeros((1, *SHAPE), np.float32)
-    Preprocessor(NETWORK_INPUT, 1)([frames[0]], wanted)
+    Preprocessor(NETWORK_INPUT, 1)([Frame(0, 0, images[0], "noise", nv12).picture], wanted)
     # Where OpenCV does not compute as its portable code does, a resized pixel may be one grey level off.
     allowed = 1.01 / 255 / min(NETWORK_INPUT.std)
-    name = f"preprocess {width} x {height}"
+    name = f"preprocess {width} x {height}" + (", NV12" if nv12 else "")
     check = Check(name=name, difference=float(np.abs(got - wanted).max()), allowed=allowed)
     row = None
     if check.passed:
         samples = measured(device, rounds, 2 * copies, run)
         # What a bilinear resize has to read: four pixels for each one it writes, at most the whole frame.
-        touched = min(3 * height * width, 4 * int(np.prod(SHAPE)))
+        touched = images[0].nbytes * min(1.0, 4 * SHAPE[1] * SHAPE[2] / (height * width))
         floor = (touched + 4 * int(np.prod(SHAPE))) / bandwidth * 1e6
         row = Row(name=name, microseconds=statistics.median(samples), samples=samples, floor_microseconds=floor)
     device.free()
@@ -601,8 +612,8 @@ def measure(device: Device, *, rounds: int, batch: int, cuda: Callable[[], Gpu])
         report.rows.append(row)
         _attempt(report, f"PyTorch at batch {n}", partial(time_composition, n, rounds, row.microseconds))
         _attempt(report, f"a public fused SSIM at batch {n}", partial(time_fused_ssim, n, rounds))
-    for height, width in ((1080, 1920), (2160, 3840)):
-        check, row = time_preprocess(device, height, width, rounds, bandwidth)
+    for height, width, nv12 in ((1080, 1920, False), (2160, 3840, False), (1080, 1920, True), (2160, 3840, True)):
+        check, row = time_preprocess(device, height, width, rounds, bandwidth, nv12=nv12)
         report.checks.append(check)
         if row is not None:
             report.rows.append(row)

@@ -92,11 +92,11 @@ class HostInspector:
             yield self._judge.verdict(frame, score, anomaly_map, timings_ms)
 
     def _stretched(self, frames: Sequence[Frame]) -> _Inspected:
-        return self._run([frame.image for frame in frames])
-
-    def _run(self, images: Sequence[NDArray[np.uint8]]) -> _Inspected:
-        """At most ``batch`` pictures through preprocessing, network and scoring."""
         started = time.monotonic_ns()
+        return self._run([frame.picture for frame in frames], started)
+
+    def _run(self, images: Sequence[NDArray[np.uint8]], started: int) -> _Inspected:
+        """At most ``batch`` pictures through preprocessing, which began when ``started`` says, network and scoring."""
         n = self._preprocess(images, self._backend.input)
         preprocessed = time.monotonic_ns()
         self._backend.run(n)
@@ -112,15 +112,15 @@ class HostInspector:
         assert self._spec.tiling is not None
         started = time.monotonic_ns()
         try:
-            tiles, origins = cut_tiles(frame.image, self._spec.tiling)
+            tiles, origins = cut_tiles(frame.picture, self._spec.tiling)
         except DataError as error:
             raise DataError(f"frame {frame.index} ({frame.name}): {error}") from error
-        merged = self._blank(frame.image.shape[0], frame.image.shape[1])
+        merged = self._blank(*frame.size)
         scores: list[float] = []
         network_ns = scoring_ns = 0
         preprocess_ns = time.monotonic_ns() - started
         for first in range(0, len(tiles), self.batch):
-            part = self._run(tiles[first : first + self.batch])
+            part = self._run(tiles[first : first + self.batch], time.monotonic_ns())
             merging = time.monotonic_ns()
             merge_maximum(merged, part.maps, origins[first : first + self.batch])
             scores.extend(part.scores)

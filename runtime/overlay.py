@@ -30,6 +30,8 @@ GREY = (110, 104, 100)
 HEAT_OPACITY = 0.6
 # Turbo without its two nearly black ends: the hottest spot must not be the darkest.
 _COLOURS = cv2.applyColorMap(np.linspace(20, 235, 256).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)
+# Opacity of each level: 0 up to level 64 (a quarter of the scale), rising to full at the threshold (level 128).
+_OPACITY = (np.clip((np.arange(256) - 64) / 64, 0, 1) * HEAT_OPACITY).astype(np.float32)
 SMALLEST_SIDE = 256
 """Much smaller frames are enlarged by a whole factor before anything is drawn on them."""
 
@@ -51,10 +53,9 @@ def overlay(frame: Picture, anomaly_map: Map, threshold: float, *, outline: bool
     height, width = picture.shape[:2]
     resized = _resized(anomaly_map, width, height)
     levels = _levels(resized, threshold)
-    # Opacity 0 up to level 64 (a quarter of the scale), rising to full at the threshold (level 128).
-    opacity = np.clip((levels[..., None].astype(np.float32) - 64) / 64, 0, 1) * HEAT_OPACITY
     colours = cv2.applyColorMap(levels, _COLOURS)
-    blended = (picture * (1 - opacity) + colours * opacity + 0.5).astype(np.uint8)
+    weights = cv2.LUT(levels, 1 - _OPACITY), cv2.LUT(levels, _OPACITY)
+    blended = np.asarray(cv2.blendLinear(picture, colours, *weights), np.uint8)
     if outline:
         contours, _ = cv2.findContours(
             (resized > threshold).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
@@ -161,10 +162,13 @@ def _resized(anomaly_map: Map, width: int, height: int) -> Map:
 def _levels(anomaly_map: Map, threshold: float) -> Picture:
     """The map on the fixed scale as uint8, the threshold at 128."""
     span = abs(threshold) or 1.0
-    scaled = (anomaly_map.astype(np.float32) - threshold) * np.float32(127 / span) + 128
-    # Not-a-number would become an arbitrary colour.
-    levels: Picture = np.clip(np.nan_to_num(scaled, nan=255.0), 0, 255).astype(np.uint8)
-    return levels
+    scaled = anomaly_map.astype(np.float32) - np.float32(threshold)
+    scaled *= np.float32(127 / span)
+    scaled += np.float32(128)
+    # Of two values, one of them not a number, fmin takes the other: 255, where the cast would give anything.
+    np.fmin(scaled, np.float32(255), out=scaled)
+    np.maximum(scaled, np.float32(0), out=scaled)
+    return scaled.astype(np.uint8)
 
 
 def _banner(verdict: Verdict, width: int, height: int) -> Picture:

@@ -137,7 +137,7 @@ class PageSink(Sink):
             self._server.server_close()
 
     def _drawn(self, verdict: Verdict, frame: Frame) -> bytes:
-        picture = annotate(shrunk(frame.image, WIDTH // 2), verdict, outline=self._outline, beside=True)
+        picture = annotate(shrunk(frame.picture, WIDTH // 2), verdict, outline=self._outline, beside=True)
         return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
     # What is asked for, by the threads of the server

@@ -126,7 +126,7 @@ class VideoSink(Sink):
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Draw and append one frame. Raises `OutputError` before the disk is full, while the file can be finished."""
         # Drawing and encoding 12 megapixels would be slower than most networks.
-        image = shrunk(frame.image, self._longest_side // (2 if self._beside else 1))
+        image = shrunk(frame.picture, self._longest_side // (2 if self._beside else 1))
         picture = annotate(image, verdict, outline=self._outline, beside=self._beside)
         if self._writer is None:
             height, width = picture.shape[:2]
@@ -174,8 +174,8 @@ class RejectsSink(Sink):
         if not verdict.anomalous:
             return
         stem = _stem(verdict)
-        _write_picture(self._folder / f"{stem}.png", frame.image)
-        _write_picture(self._folder / f"{stem}.overlay.jpg", annotate(frame.image, verdict, outline=self._outline))
+        _write_picture(self._folder / f"{stem}.png", frame.picture)
+        _write_picture(self._folder / f"{stem}.overlay.jpg", annotate(frame.picture, verdict, outline=self._outline))
 
     def close(self) -> None:
         """Nothing to finish: each picture is whole."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl
@@ -38,14 +39,44 @@ class Frame:
 
     index           counted by the source from 0; numbers of skipped pictures are left out
     captured_at_ns  time.monotonic_ns() when a camera delivered it, or when it had been read from its file
-    image           uint8 (H, W, 3) BGR, or (H, W) or (H, W, 1) grey
+    image           uint8 (H, W, 3) BGR, or (H, W) or (H, W, 1) grey; with ``nv12`` (3 H / 2, W)
     name            file name, or the source and the frame's number
+    nv12            the image is NV12, as a Jetson's cameras give it: H rows of luma, then H / 2 rows that hold U and V
+                    of two by two pixels in turn; H and W are even
+
+    Raises `DataError` where ``nv12`` is set and the image cannot be that.
     """
 
     index: int
     captured_at_ns: int
     image: NDArray[np.uint8]
     name: str
+    nv12: bool = False
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if self.nv12 and not (
+            image.dtype == np.uint8 and image.ndim == 2 and image.size and image.shape[0] % 3 == image.shape[1] % 2 == 0
+        ):
+            raise DataError(
+                f"frame {self.index} ({self.name}) is not NV12, with the shape {image.shape} and dtype {image.dtype}: "
+                "NV12 of H × W pixels is uint8 of shape (3 H / 2, W), H and W even; choose an even width and height, "
+                "or another pixel format"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        rows, width = self.image.shape[:2]
+        return (rows * 2 // 3 if self.nv12 else rows), width
+
+    @cached_property
+    def picture(self) -> NDArray[np.uint8]:
+        """The pixels in BGR or grey, for the processor: ``image`` itself, or converted from NV12, once.
+
+        NV12 becomes BGR as OpenCV converts it: BT.601, limited range, each U and V for the four pixels they cover.
+        """
+        return np.asarray(cv2.cvtColor(self.image, cv2.COLOR_YUV2BGR_NV12), np.uint8) if self.nv12 else self.image
 
 
 class FrameSource(Protocol):
@@ -215,14 +246,24 @@ class LiveSource(FrameSource):
     """A camera or a network stream: endless, at its own pace.
 
     ``connect`` opens it, and raises `SourceError` where that fails. When frames stop coming it is called again, once a
-    second, for ``reconnect_s`` seconds; after that the iteration ends with `SourceError`.
+    second, for ``reconnect_s`` seconds; after that the iteration ends with `SourceError`. ``nv12`` says that it gives
+    frames in NV12; one that is none is a `DataError`.
     """
 
     live = True
 
-    def __init__(self, name: str, connect: Connect, *, reconnect_s: float = 0.0, notify: Notify | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Connect,
+        *,
+        nv12: bool = False,
+        reconnect_s: float = 0.0,
+        notify: Notify | None = None,
+    ) -> None:
         self.name = name
         self._connect = connect
+        self._nv12 = nv12
         self._reconnect_s = reconnect_s
         self._notify = notify or _ignore
         self._closed = threading.Event()
@@ -242,7 +283,7 @@ class LiveSource(FrameSource):
                 taken = self._restored(index)
             if taken is None:
                 return
-            yield Frame(index, *taken, f"{self.name}#{index}")
+            yield Frame(index, *taken, f"{self.name}#{index}", self._nv12)
             index += 1
 
     def _restored(self, frames: int) -> tuple[int, NDArray[np.uint8]] | None:
@@ -314,10 +355,11 @@ def open_source(
 ) -> FrameSource:
     """The source that ``uri`` names, opened.
 
-    ``0``, ``/dev/video0`` (``?width=1280&height=720&fps=30``) a camera; ``csi://0`` a Jetson's CSI camera;
-    ``rtsp://``, ``http://`` a network stream; ``gst:PIPELINE`` a GStreamer pipeline;
-    ``synthetic:brick?seed=0&frames=200`` (also size, speed) a photograph passing a camera, with defects drawn into
-    it; anything else is a video file, a picture file or a folder of pictures.
+    ``0``, ``/dev/video0`` (``?width=1280&height=720&fps=30``) a camera; ``csi://0`` a Jetson's CSI camera, in BGR or,
+    with ``?format=nv12``, in NV12; ``rtsp://``, ``http://`` a network stream; ``gst:PIPELINE`` a GStreamer pipeline,
+    in NV12 where its last caps are ``video/x-raw,format=NV12``, else in BGR; ``synthetic:brick?seed=0&frames=200``
+    (also size, speed) a photograph passing a camera, with defects drawn into it; anything else is a video file, a
+    picture file or a folder of pictures.
 
     ``strict`` refuses unreadable pictures, ``reconnect_s`` is how long a lost camera is waited for, ``notify`` hears
     warnings, from the thread that iterates. Raises `SourceError` where there is nothing to read, `UsageError` for an
@@ -331,17 +373,18 @@ def open_source(
 def _source_from_uri(uri: str, *, strict: bool, reconnect_s: float, notify: Notify | None) -> FrameSource:
     address, _, query = uri.partition("?")
 
-    def live(name: str, connect: Connect) -> FrameSource:
-        return LiveSource(name, connect, reconnect_s=reconnect_s, notify=notify)
+    def live(name: str, connect: Connect, *, nv12: bool = False) -> FrameSource:
+        return LiveSource(name, connect, nv12=nv12, reconnect_s=reconnect_s, notify=notify)
 
     if address.isdigit() or re.fullmatch(r"/dev/video\d+", address):
         device = f"/dev/video{address}" if address.isdigit() else address
         return live(f"camera {device}", _camera(device, _numbers(uri, query, _CAMERA_OPTIONS)))
     if address.startswith("csi://"):
-        options = _numbers(uri, query, {"width": 1280, "height": 720, "fps": 30})
-        return live(f"camera {address}", _gstreamer(_csi_pipeline(address, options), address))
+        pipeline = _csi_pipeline(uri, address, query)
+        return live(f"camera {address}", _gstreamer(pipeline, address), nv12=_gives_nv12(pipeline))
     if uri.startswith("gst:"):
-        return live("the GStreamer pipeline", _gstreamer(uri.removeprefix("gst:"), "this pipeline"))
+        pipeline = uri.removeprefix("gst:")
+        return live("the GStreamer pipeline", _gstreamer(pipeline, "this pipeline"), nv12=_gives_nv12(pipeline))
     if re.match(r"(rtsp|rtsps|http|https)://", uri):
         return live(_without_password(uri), _stream(uri))
     if uri.startswith("synthetic:"):
@@ -359,12 +402,14 @@ def _source_from_uri(uri: str, *, strict: bool, reconnect_s: float, notify: Noti
 _CAMERA_OPTIONS: Mapping[str, int] = {"width": 0, "height": 0, "fps": 0}  # 0: as the camera starts up
 
 
-def _numbers(uri: str, query: str, known: Mapping[str, int]) -> dict[str, int]:
-    """The options behind '?', over their defaults."""
+def _numbers(uri: str, query: str, known: Mapping[str, int], *, besides: Sequence[str] = ()) -> dict[str, int]:
+    """The options behind '?', over their defaults; those named in ``besides`` are no numbers."""
     values = dict(known)
     for key, text in parse_qsl(query, keep_blank_values=True):
+        if key in besides:
+            continue
         if key not in known:
-            raise UsageError(f"'{uri}' has an unknown option '{key}': it takes {', '.join(known)}")
+            raise UsageError(f"'{uri}' has an unknown option '{key}': it takes {', '.join((*known, *besides))}")
         if not text.isdigit():
             raise UsageError(f"'{uri}': {key} must be a whole number, not '{text}'")
         values[key] = int(text)
@@ -417,11 +462,8 @@ def _gstreamer(pipeline: str, what: str) -> Connect:
                 "system's python3-opencv in a virtual environment made with --system-site-packages"
             )
         # OpenCV reads from an appsink; drop=true keeps the newest frame there when the inspector is slower.
-        sink = (
-            ""
-            if "appsink" in pipeline
-            else " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1"
-        )
+        convert = "" if _gives_nv12(pipeline) else " ! videoconvert ! video/x-raw,format=BGR"
+        sink = "" if "appsink" in pipeline else f"{convert} ! appsink drop=true max-buffers=1"
         capture = _opened_within(lambda: cv2.VideoCapture(pipeline + sink, cv2.CAP_GSTREAMER), _GSTREAMER_TIMEOUT_S)
         if capture is None or not capture.isOpened():
             raise SourceError(f"GStreamer cannot run '{pipeline}': try it with gst-launch-1.0 first")
@@ -442,14 +484,29 @@ def _opened_within(open_capture: Connect, timeout_s: float) -> cv2.VideoCapture 
     return opened[0] if opened else None
 
 
-def _csi_pipeline(address: str, options: Mapping[str, int]) -> str:
+def _gives_nv12(pipeline: str) -> bool:
+    """Whether a pipeline ends, but for its appsink, in caps that say NV12 (in plain memory, not in NVMM)."""
+    caps = r'video/x-raw\s*,[^!]*\bformat\s*=\s*(\(string\)\s*)?"?NV12\b[^!]*'
+    return re.search(rf"{caps}(!\s*appsink\b[^!]*)?$", pipeline) is not None
+
+
+def _csi_pipeline(uri: str, address: str, query: str) -> str:
+    options = _numbers(uri, query, {"width": 1280, "height": 720, "fps": 30}, besides=("format",))
+    wanted = dict(parse_qsl(query, keep_blank_values=True)).get("format", "bgr")
+    if wanted not in ("bgr", "nv12"):
+        raise UsageError(f"'{uri}': format must be bgr or nv12, not '{wanted}'")
+    width, height = options["width"], options["height"]
+    if wanted == "nv12" and (width % 2 or height % 2):
+        raise UsageError(f"'{uri}': NV12 has an even width and height, not {width} × {height}")
     sensor = address.removeprefix("csi://")
     if not sensor.isdigit():
         raise UsageError(f"'{address}' names no sensor: give csi://0 or csi://1")
+    # nvvidconv copies frames out of the camera's own buffers: NV12 as they are, or as BGRx, which the processor then
+    # makes BGR of, pixel by pixel.
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! "
-        f"video/x-raw(memory:NVMM),width={options['width']},height={options['height']},framerate={options['fps']}/1 ! "
-        "nvvidconv ! video/x-raw,format=BGRx"
+        f"video/x-raw(memory:NVMM),width={width},height={height},framerate={options['fps']}/1 ! "
+        f"nvvidconv ! video/x-raw,format={'NV12' if wanted == 'nv12' else 'BGRx'}"
     )
 
 

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -70,8 +70,8 @@ class DeviceEngine(Protocol):
         """Enqueue the network for n frames on ``stream``; the context is current."""
 
 
-Sizes = tuple[tuple[int, ...], ...]
-"""The shapes of a batch's frames."""
+Sizes = tuple[tuple[tuple[int, ...], bool], ...]
+"""The shapes of a batch's frames as they lie in memory, and whether they are NV12."""
 
 LAYOUTS = 4
 """For so many different sizes of its frames a slot keeps what it made: several cameras give batches in turns."""
@@ -278,11 +278,11 @@ class CudaInspector:
         """Copy the frames into the slot's page-locked memory, one after the other."""
         for frame in frames:
             check_frame(frame.image)
-        sizes = tuple(frame.image.shape for frame in frames)
+        sizes = tuple((frame.image.shape, frame.nv12) for frame in frames)
         if sizes not in slot.layouts:
             for frame in frames:
                 self._check_tiles(frame)
-            slot.layouts[sizes] = self._new_layout(slot, sizes)
+            slot.layouts[sizes] = self._new_layout(slot, frames)
         # Those used last are at the end, and go last.
         slot.layout = slot.layouts[sizes] = slot.layouts.pop(sizes)
         slot.frames = frames
@@ -293,32 +293,32 @@ class CudaInspector:
         """Raises `DataError` where a frame is smaller than a tile."""
         if self._spec.tiling is not None:
             try:
-                tile_grid(frame.image.shape[:2], self._spec.tiling)
+                tile_grid(frame.size, self._spec.tiling)
             except DataError as error:
                 raise DataError(f"frame {frame.index} ({frame.name}): {error}") from error
 
-    def _new_layout(self, slot: _Slot, sizes: Sizes) -> _Layout:
+    def _new_layout(self, slot: _Slot, frames: Sequence[Frame]) -> _Layout:
         """A layout for a slot that may have too many, or for a GPU that has no memory left beside them."""
         if len(slot.layouts) == LAYOUTS:
             slot.layouts.pop(next(iter(slot.layouts))).close()
         try:
-            return self._layout(sizes)
+            return self._layout(frames)
         except EngineError:
             if not slot.layouts:
                 raise
             slot.close_layouts()
-            return self._layout(sizes)
+            return self._layout(frames)
 
-    def _layout(self, sizes: Sizes) -> _Layout:
+    def _layout(self, frames: Sequence[Frame]) -> _Layout:
         """Memory for frames of these sizes, and the steps that a batch of them takes."""
         gpu = self._gpu
-        starts = np.cumsum([0, *(_aligned(int(np.prod(size))) for size in sizes)]).tolist()
+        starts = np.cumsum([0, *(_aligned(frame.image.size) for frame in frames)]).tolist()
         layout = _Layout(Resources(gpu))
         try:
             layout.host = gpu.pinned((starts[-1],), np.uint8, "frames", mapped=self._zero_copy)
             layout.places = [
-                layout.host[start : start + int(np.prod(size))].reshape(size)
-                for start, size in zip(starts, sizes, strict=False)
+                layout.host[start : start + frame.image.size].reshape(frame.image.shape)
+                for start, frame in zip(starts, frames, strict=False)
             ]
             layout.address = (
                 gpu.mapped_address(layout.host)
@@ -326,8 +326,8 @@ class CudaInspector:
                 else layout.resources.device(layout.host.nbytes, "frames")
             )
             pictures = [
-                Picture(layout.address + start, size[0], size[1], 1 if len(size) == 2 else size[2])
-                for start, size in zip(starts, sizes, strict=False)
+                Picture(layout.address + start, *frame.size, frame.image[0, 0].size, frame.nv12)
+                for start, frame in zip(starts, frames, strict=False)
             ]
             self._plan_steps(layout, pictures)
         except BaseException:
@@ -361,7 +361,7 @@ class CudaInspector:
     def _plan_whole(self, layout: _Layout, pictures: Sequence[Picture], maps: int, scores: int) -> None:
         """Each picture is one input of the network."""
         n, target = len(pictures), self._engine.device_input
-        if len({(p.height, p.width, p.channels) for p in pictures}) == 1:
+        if len({replace(p, address=0) for p in pictures}) == 1:
             stride = pictures[1].address - pictures[0].address if n > 1 else 0
             preprocess = [preprocess_launch(self._spec, pictures[0], target, n=n, stride=stride)]
         else:

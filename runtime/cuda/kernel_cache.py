@@ -59,7 +59,7 @@ def find_compiler() -> Compiler:
     if compiler is None:
         raise EngineError(
             "compiling the CUDA kernels needs nvcc or libnvrtc, and this machine has neither: install the CUDA toolkit "
-            "(on a Jetson 'sudo apt install nvidia-jetpack'), or 'pip install nvidia-cuda-nvrtc nvidia-cuda-runtime'"
+            "(on a Jetson 'sudo apt install nvidia-jetpack'), or 'pip install nvidia-cuda-nvrtc'"
         )
     return compiler
 
@@ -178,7 +178,6 @@ def nvrtc() -> Compiler | None:
 
     def compile_(source: Path, architecture: str) -> bytes:
         options = [f"--gpu-architecture={architecture}", *OPTIONS, f"--include-path={source.parent}"]
-        options += [f"--include-path={folder}" for folder in _header_folders()]
         program = ctypes.c_void_p()
         text = source.read_bytes()
         library.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None)
@@ -196,7 +195,12 @@ def nvrtc() -> Compiler | None:
 
 def _library(path: str) -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(path)
+        library = ctypes.CDLL(path)
+        if Path(path).is_absolute():
+            # NVRTC opens these by name when it compiles, and the loader does not look into Python's packages.
+            for builtins in Path(path).parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(builtins))
+        return library
     except OSError:
         return None
 
@@ -207,13 +211,6 @@ def _nvrtc_paths() -> Iterator[str]:
     for folder in (Path("/usr/local/cuda/lib64"), *(Path(entry) for entry in sys.path)):
         for pattern in ("libnvrtc.so.*", "nvidia/*/lib/libnvrtc.so.*"):
             yield from map(str, sorted(folder.glob(pattern), reverse=True))
-
-
-def _header_folders() -> list[Path]:
-    """Where cuda_fp16.h may lie, for NVRTC, which brings no headers."""
-    packages = [found for entry in sys.path for found in Path(entry).glob("nvidia/*/include")]
-    candidates = [Path("/usr/local/cuda/include"), *packages]
-    return [folder for folder in candidates if (folder / "cuda_fp16.h").exists()][:1]
 
 
 def _nvrtc_bytes(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:

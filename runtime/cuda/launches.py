@@ -7,6 +7,7 @@ is written in its source; each function here names it. Addresses are integers; a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,12 +27,16 @@ PIXELS_A_BLOCK = 4096
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame in device memory: uint8 (height, width, channels), BGR or grey, rows one after the other."""
+    """A frame in device memory: uint8 (height, width, channels), BGR or grey, rows one after the other.
+
+    With ``nv12`` it is uint8 (height * 3 / 2, width) as in `adedge.runtime.sources.Frame`; ``channels`` is then 1.
+    """
 
     address: int
     height: int
     width: int
     channels: int
+    nv12: bool = False
 
     @property
     def pitch(self) -> int:
@@ -44,14 +49,15 @@ def preprocess_launch(spec: InputSpec, picture: Picture, target: int, *, n: int 
 
     ``n`` frames of the picture's size, each ``stride`` bytes after the one before.
     """
+    channels = () if picture.nv12 else (picture.channels,)
     return Launch(
         "preprocess",
-        "preprocess_float",
+        "preprocess_nv12" if picture.nv12 else "preprocess",
         grid=(_ceil(spec.width, 32), _ceil(spec.height, 8), n),
         block=(32, 8, 1),
-        signature="PqiiiiPiiiiffffff",
+        signature="PqiiiPiiiiffffff" if picture.nv12 else "PqiiiiPiiiiffffff",
         arguments=(
-            *(picture.address, stride, picture.pitch, picture.height, picture.width, picture.channels),
+            *(picture.address, stride, picture.pitch, picture.height, picture.width, *channels),
             *(target, spec.height, spec.width, spec.channels, int(spec.color == "rgb")),
             *_scales_and_biases(spec),
         ),
@@ -65,12 +71,12 @@ def tiles_launch(spec: InputSpec, picture: Picture, origins: int, n: int, target
     """
     return Launch(
         "preprocess",
-        "preprocess_tiles_float",
+        "preprocess_tiles_nv12" if picture.nv12 else "preprocess_tiles",
         grid=(_ceil(spec.width, 32), _ceil(spec.height, 8), n),
         block=(32, 8, 1),
         signature="PiiPPiiiffffff",
         arguments=(
-            *(picture.address, picture.pitch, picture.channels, origins, target),
+            *(picture.address, picture.pitch, picture.height if picture.nv12 else picture.channels, origins, target),
             *(spec.height, spec.channels, int(spec.color == "rgb")),
             *_scales_and_biases(spec),
         ),
@@ -87,18 +93,11 @@ def _scales_and_biases(spec: InputSpec) -> tuple[float, ...]:
 
 
 def dssim_launch(
-    comparison: Dssim,
-    a: int,
-    b: int,
-    maps: int,
-    shape: tuple[int, int, int, int],
-    multiprocessors: int,
-    *,
-    half: bool = False,
+    comparison: Dssim, a: int, b: int, maps: int, shape: tuple[int, int, int, int], multiprocessors: int
 ) -> Launch:
-    """dssim.cu: the maps (n, height, width), float32, of two batches of ``shape`` (n, channels, height, width).
+    """dssim.cu: the maps (n, height, width) of two batches of ``shape`` (n, channels, height, width), all float32.
 
-    The batches are float32, or float16 with ``half``. Raises `DataError` for a window that no kernel is made for.
+    Raises `DataError` for a window that no kernel is made for.
     """
     if comparison.window not in range(3, 16, 2):
         raise DataError(f"the DSSIM kernels have windows of 3 to 15 pixels, not {comparison.window}")
@@ -110,7 +109,7 @@ def dssim_launch(
     rows = _rows_a_block(n * parts, height, multiprocessors, [rows for rows in ROWS if rows <= 64])
     return Launch(
         "dssim",
-        f"dssim{comparison.window}_{'half' if half else 'float'}",
+        f"dssim{comparison.window}",
         grid=(parts, _ceil(height, rows), n),
         block=(32 * _ceil(max(columns, reached), 32), 1, 1),
         signature="PPPiiiif",
@@ -186,14 +185,14 @@ def opening_launches(size: int, map_: int, between: int, filtered: int, shape: t
 
 def copy_launch(map_: int, copied: int, shape: tuple[int, int, int]) -> Launch:
     """reduce.cu: maps of ``shape`` (n, height, width) as they are, from one place to another."""
-    _, height, width = shape
-    sizes = (height, width, *[0] * 6)
-    return _pixels(
+    count = math.prod(shape)
+    return Launch(
         "reduce",
-        "upsample_sum_float",
-        shape,
-        "PPPPiiiiiiiiffffPii",
-        (map_, 0, 0, 0, *sizes, 1.0, 0.0, 0.0, 0.0, copied, height, width),
+        "copy_maps",
+        grid=(_ceil(count, 256), 1, 1),
+        block=(256, 1, 1),
+        signature="PPq",
+        arguments=(map_, copied, count),
     )
 
 
@@ -243,8 +242,8 @@ def _finish(partial: int, blocks: int, scores: int, n: int, pixels: float, mean:
         "reduce_finish",
         grid=(n, 1, 1),
         block=(256, 1, 1),
-        signature="PififPP",
-        arguments=(partial, blocks, pixels, int(mean), 0.0, scores, 0),
+        signature="PifiP",
+        arguments=(partial, blocks, pixels, int(mean), scores),
     )
 
 

@@ -1,7 +1,5 @@
-// What several families of kernels share. Plain CUDA C++: no header but cuda_fp16.h.
+// What several families of kernels share. Plain CUDA C++, without any other header.
 #pragma once
-
-#include <cuda_fp16.h>
 
 // A block of DSSIM and of the filters covers ROWS rows and up to COLUMNS columns: one thread for each column while it
 // sums down, and one for each row and SEGMENT columns while it sums across.
@@ -9,11 +7,6 @@ constexpr int ROWS = 8;
 constexpr int COLUMNS = 256;
 constexpr int SEGMENT = 8;
 constexpr int SEGMENTS = COLUMNS / SEGMENT;
-
-__device__ __forceinline__ float as_float(float value) { return value; }
-__device__ __forceinline__ float as_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ void store(float *target, float value) { *target = value; }
-__device__ __forceinline__ void store(__half *target, float value) { *target = __float2half(value); }
 
 // 1 / x to the last bit or so, of numbers that are neither tiny nor huge.
 __device__ __forceinline__ float reciprocal(float x) {

@@ -4,12 +4,12 @@
 // range L, pictures mirrored at their border with the edge repeated. Within 1e-4 for images that span L. A NaN or an
 // infinity makes every window that holds it NaN, and no other.
 //
-//   dssim3_float ... dssim15_float, dssim3_half ... dssim15_half     (K = 3, 5, 7, 9, 11, 13, 15)
-//     const T *a, *b   (n, channels, height, width), contiguous; T is float or __half
-//     float *map       (n, height, width); 16-byte aligned
+//   dssim3, dssim5 ... dssim15     (K = 3, 5, 7, 9, 11, 13, 15)
+//     const float *a, *b   (n, channels, height, width), contiguous
+//     float *map           (n, height, width); 16-byte aligned
 //     int channels, height, width
-//     int rows         rows of the picture for each block, a multiple of 8; see below
-//     float range      L
+//     int rows             rows of the picture for each block, a multiple of 8; see below
+//     float range          L
 //   grid   (parts, ceil(height / rows), n), parts = 1 where width <= 256, else ceil(width / 240)
 //   block  (threads, 1, 1), threads = the greater of columns and reached, rounded up to a multiple of 32: at most 256
 //            columns = width / parts, rounded up, and again to a multiple of 8: what a block covers
@@ -66,11 +66,11 @@ __device__ __forceinline__ float dissimilarity(float4 sums, Constants c) {
 }
 
 // One column of both images, as many rows as the windows of ROWS pixels reach.
-template <class T, int K>
+template <int K>
 struct Pixels {
-  T a[ROWS + K - 1], b[ROWS + K - 1];
+  float a[ROWS + K - 1], b[ROWS + K - 1];
 
-  __device__ __forceinline__ void load(const T *from_a, const T *from_b, int top, int height, int width) {
+  __device__ __forceinline__ void load(const float *from_a, const float *from_b, int top, int height, int width) {
     if (top >= 0 && top + ROWS + K - 1 <= height) {
       from_a += static_cast<long long>(top) * width;
       from_b += static_cast<long long>(top) * width;
@@ -115,9 +115,9 @@ __device__ __forceinline__ void sum_windows(Add add, Done done) {
   }
 }
 
-template <class T, int K>
-__device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int channels, int height, int width, int rows,
-                                      float range) {
+template <int K>
+__device__ __forceinline__ void dssim(const float *a, const float *b, float *map, int channels, int height, int width,
+                                      int rows, float range) {
   constexpr int RADIUS = K / 2;
   constexpr int STRIDE = padded(COLUMNS + 2 * RADIUS - 1) + 1;
   __shared__ float4 sums[ROWS * STRIDE];
@@ -139,17 +139,14 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
   const int column = summing ? columns.column(threadIdx.x) : 0;
   const int place = columns.place(threadIdx.x), image = columns.image(threadIdx.x);
 
-  Pixels<T, K> pixels;
+  Pixels<K> pixels;
   if (summing) pixels.load(a + column, b + column, top - RADIUS, height, width);
   for (int y0 = top; y0 < bottom; y0 += ROWS) {
     float total[SEGMENT] = {};
     for (int channel = 0; channel < channels; channel++) {
       if (summing) {
         sum_windows<K>(
-            [&](Moments &m, int k) {
-              float p = as_float(pixels.a[k]), q = as_float(pixels.b[k]);
-              m.add_pixel(p + q - range, p - q);
-            },
+            [&](Moments &m, int k) { m.add_pixel(pixels.a[k] + pixels.b[k] - range, pixels.a[k] - pixels.b[k]); },
             [&](int i, float4 m) {
               sums[i * STRIDE + place] = m;
               if (image != place) sums[i * STRIDE + image] = m;
@@ -179,72 +176,30 @@ __device__ __forceinline__ void dssim(const T *a, const T *b, float *map, int ch
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim3_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<float, 3>(a, b, map, channels, height, width, rows, range);
+    dssim3(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<3>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim5_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<float, 5>(a, b, map, channels, height, width, rows, range);
+    dssim5(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<5>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim7_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<float, 7>(a, b, map, channels, height, width, rows, range);
+    dssim7(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<7>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim9_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<float, 9>(a, b, map, channels, height, width, rows, range);
+    dssim9(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<9>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim11_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                  float range) {
-  dssim<float, 11>(a, b, map, channels, height, width, rows, range);
+    dssim11(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<11>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim13_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                  float range) {
-  dssim<float, 13>(a, b, map, channels, height, width, rows, range);
+    dssim13(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<13>(a, b, map, channels, height, width, rows, range);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim15_float(const float *a, const float *b, float *map, int channels, int height, int width, int rows,
-                  float range) {
-  dssim<float, 15>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim3_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                float range) {
-  dssim<__half, 3>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim5_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                float range) {
-  dssim<__half, 5>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    dssim7_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                float range) {
-  dssim<__half, 7>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim9_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                float range) {
-  dssim<__half, 9>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim11_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<__half, 11>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim13_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<__half, 13>(a, b, map, channels, height, width, rows, range);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dssim15_half(const __half *a, const __half *b, float *map, int channels, int height, int width, int rows,
-                 float range) {
-  dssim<__half, 15>(a, b, map, channels, height, width, rows, range);
+    dssim15(const float *a, const float *b, float *map, int channels, int height, int width, int rows, float range) {
+  dssim<15>(a, b, map, channels, height, width, rows, range);
 }

@@ -46,9 +46,9 @@ def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_comp
     report = benchmark.measure(
         device, rounds=1, batch=2, cuda=lambda: Gpu(load_cuda("the loop"), compiler=host_compiler, cache=tmp_path)
     )
-    assert [check.passed for check in report.checks] == [True] * 12
+    assert [check.passed for check in report.checks] == [True] * 15
     names = " ".join(row.name for row in report.rows)
-    assert all(name in names for name in ("batch 1", "batch 2", "1920 x 1080", "3840 x 2160"))
+    assert all(name in names for name in ("batch 1", "batch 2", "1920 x 1080", "3840 x 2160", "1920 x 1080, NV12"))
     left_out = " ".join(report.left_out)
     for name in ("PyTorch at batch 1", "PyTorch at batch 2", "a public fused SSIM at batch 1"):
         assert name in left_out
@@ -57,7 +57,7 @@ def test_everything_is_measured_or_left_out_with_a_reason(device: Any, host_comp
     assert all(row.microseconds > 0 and row.samples for row in report.rows if "loop" not in row.name)
     page = report.markdown()
     assert "Host driver (no GPU), sm_87, driver for CUDA 13.0" in page
-    assert page.count("| ok |") == 12
+    assert page.count("| ok |") == 15
 
 
 def test_a_kernel_that_differs_is_reported_and_not_timed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:

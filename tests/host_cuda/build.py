@@ -80,9 +80,9 @@ def library(source: Path, folder: Path | None = None, *, sanitize: bool = False)
     unit = target.with_suffix(f".{os.getpid()}.cpp")
     unit.write_text(f'#include "{source}"\n' + EXPORTS.format(kernels=entries))
     unfinished = target.with_suffix(f".{os.getpid()}.part")
-    includes = ("-include", str(HERE / "host_cuda.h"), "-I", str(HERE))
+    forced = ("-include", str(HERE / "host_cuda.h"))
     try:
-        subprocess.run(["g++", *flags, *includes, "-o", str(unfinished), str(unit)], check=True)
+        subprocess.run(["g++", *flags, *forced, "-o", str(unfinished), str(unit)], check=True)
         return unfinished.rename(target)
     finally:
         unit.unlink()

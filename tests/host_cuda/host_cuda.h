@@ -25,37 +25,21 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ static const
 #define __forceinline__ inline
-#define __restrict__ __restrict
 #define __shared__ static
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
 #define __syncthreads() host_cuda::wait_for_block(__LINE__)
-#define __syncwarp() host_cuda::wait_for_warp()
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
-struct alignas(8) float2 {
-  float x, y;
-};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct alignas(8) int2 {
-  int x, y;
-};
-struct alignas(4) uchar4 {
-  unsigned char x, y, z, w;
-};
-inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
 
 // Where the running thread is. Not const: the scheduler writes them at every switch.
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
-constexpr int warpSize = 32;
 
 // Push what a callee must keep, leave the stack pointer at *save, and go on with the stack of ``to``. The contexts of
 // <ucontext.h> would ask the system to change signal masks at every switch, which takes most of a test's time.
@@ -348,35 +332,16 @@ inline bool launch(const Kernel &kernel, const unsigned *grid, const unsigned *s
 
 }  // namespace host_cuda
 
-// Warp intrinsics, for masks of the whole warp.
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned distance) {
-  return host_cuda::exchanged(value, host_cuda::thread_index() % host_cuda::WARP + distance);
-}
+// For masks of the whole warp.
 template <class T>
 T __shfl_xor_sync(unsigned, T value, unsigned mask) {
   return host_cuda::exchanged(value, (host_cuda::thread_index() % host_cuda::WARP) ^ mask);
 }
-template <class T>
-T __shfl_sync(unsigned, T value, unsigned lane) {
-  return host_cuda::exchanged(value, lane % host_cuda::WARP);
-}
 
-inline float __fdividef(float a, float b) { return a / b; }
 inline float __int_as_float(int bits) {
   float value;
   memcpy(&value, &bits, 4);
   return value;
-}
-using std::fmaxf;
-using std::fminf;
-template <class T>
-T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-T max(T a, T b) {
-  return a < b ? b : a;
 }
 // Operations that a GPU's compiler must not join with the next one.
 inline double __dmul_rn(double a, double b) { return a * b; }

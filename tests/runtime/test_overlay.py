@@ -55,6 +55,20 @@ def test_pixels_well_below_the_threshold_keep_their_look() -> None:
     assert np.abs(result[:, 49:].astype(int) - FRAME[:, 49:]).mean() > 20
 
 
+@pytest.mark.parametrize("threshold", [0.5, -0.2, 0.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opacity_rises_from_half_way_below_the_threshold_to_it(channels: int, threshold: float) -> None:
+    frame = np.ascontiguousarray(FRAME[:, :, :channels])[:, ::-1]
+    span = abs(threshold) or 1.0
+    places = np.linspace(-1.5, 1.5, 64 * 96, dtype=np.float32).reshape(64, 96)  # -1 ... 1 is the scale
+    anomaly_map = places * np.float32(span) + np.float32(threshold)
+    opacity = 0.6 * np.clip(2 * places + 1, 0, 1)[..., None]
+    expected = frame * (1 - opacity) + heat(anomaly_map, threshold) * opacity
+    got = overlay(frame, anomaly_map, threshold, outline=False)
+    # A level is 1 / 127 of the scale, so opacity is up to 0.6 / 64 off, of a difference of up to 255; then rounding.
+    assert np.abs(got - expected).max() <= 0.6 / 64 * 255 + 0.5
+
+
 def test_outline_follows_the_threshold() -> None:
     anomaly_map = np.zeros((64, 96), np.float32)
     anomaly_map[20:40, 30:60] = 1.0

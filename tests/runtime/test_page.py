@@ -61,6 +61,7 @@ def give(
     camera: int | None = None,
     name: str = "line#0",
     image: np.ndarray = SEEN,
+    nv12: bool = False,
 ) -> None:
     now = time.monotonic_ns()
     verdict = Verdict(
@@ -75,7 +76,7 @@ def give(
         map=np.full((8, 8), score, np.float32),
         timings_ms={"network": 2.0, "frame": 3.0, "verdict": 4.0},
     )
-    page.take(verdict, Frame(index, now, image, name))
+    page.take(verdict, Frame(index, now, image, name, nv12))
 
 
 def test_the_page_is_one_document_that_loads_nothing_from_elsewhere(serve: Page) -> None:
@@ -117,6 +118,15 @@ def test_what_is_kept_does_not_grow(serve: Page, monkeypatch: pytest.MonkeyPatch
     assert picture(page, f"reject/{numbers[-1]}.jpg").shape[2] == 3
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(page, f"reject/{numbers[-1] - 1}.jpg")
+
+
+def test_an_nv12_frame_is_drawn_as_opencv_converts_it(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "REJECT_S", 0.0)
+    page = serve()
+    image = np.random.default_rng(4).integers(0, 256, (450, 400), np.uint8)
+    give(page, 0.9, image=image, nv12=True)
+    give(page, 0.9, index=1, image=cv2.cvtColor(image, cv2.COLOR_YUV2BGR_NV12))
+    np.testing.assert_array_equal(picture(page, "reject/1.jpg"), picture(page, "reject/2.jpg"))
 
 
 def test_a_picture_is_drawn_for_who_looks_and_for_nobody_else(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:

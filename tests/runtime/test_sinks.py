@@ -172,6 +172,22 @@ def test_rejects_are_kept_as_seen_and_with_their_overlay(tmp_path: Path) -> None
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "rejects" / written[1])), IMAGE)
 
 
+def test_an_nv12_frame_is_drawn_as_opencv_converts_it(tmp_path: Path) -> None:
+    image = np.random.default_rng(4).integers(0, 256, (135, 120), np.uint8)
+    converted = cv2.cvtColor(image, cv2.COLOR_YUV2BGR_NV12)
+    written = []
+    for of in (Frame(0, 0, image, "camera#0", nv12=True), Frame(0, 0, converted, "camera#0")):
+        folder = tmp_path / str(len(written))
+        made = (RejectsSink(folder), VideoSink(folder / "line.avi"))
+        for sink in made:
+            sink.take(verdict(of), of)
+            sink.close()
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0" / "000000_camera_0.png")), converted)
+
+
 def test_name_of_a_frame_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     of = Frame(3, time.monotonic_ns(), IMAGE, "../../../etc/part.png")
     MapsSink(tmp_path / "maps").take(verdict(of), of)

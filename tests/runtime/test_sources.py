@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from adedge.errors import DataError, SourceError, UsageError
-from adedge.runtime.sources import ArraySource, FolderSource, LiveSource, VideoSource, open_source
+from adedge.runtime.sources import ArraySource, FolderSource, Frame, LiveSource, VideoSource, open_source
 
 
 def picture(level: int, shape: tuple[int, ...] = (24, 32, 3)) -> np.ndarray:
@@ -241,6 +242,9 @@ def test_gstreamer_that_is_missing_is_said(uri: str) -> None:
         ("synthetic:brick?size=4000", UsageError, "size is 32 to"),
         ("synthetic:concrete", UsageError, "unknown texture 'concrete'"),
         ("csi://front", UsageError, "names no sensor"),
+        ("csi://0?format=i420", UsageError, "format must be bgr or nv12, not 'i420'"),
+        ("csi://0?format=nv12&width=1281", UsageError, "an even width and height, not 1281 × 720"),
+        ("csi://0?depth=8", UsageError, "unknown option 'depth': it takes width, height, fps, format"),
         ("ftp://host/film", UsageError, "unknown kind of source 'ftp://host/film'"),
     ],
 )
@@ -254,6 +258,133 @@ def test_password_of_a_stream_is_not_shown() -> None:
         open_source("rtsp://admin:secret@127.0.0.1:9/line")
     assert "secret" not in str(caught.value)
     assert "rtsp://127.0.0.1:9/line" in str(caught.value)
+
+
+# NV12
+
+
+def nv12(height: int = 48, width: int = 64) -> np.ndarray:
+    """A picture whose left half is black and whose right half is red, in limited range BT.601."""
+    image = np.full((height * 3 // 2, width), 16, np.uint8)
+    image[:height, width // 2 :] = 81
+    image[height:] = 128
+    image[height:, width // 2 :: 2], image[height:, width // 2 + 1 :: 2] = 90, 240
+    return image
+
+
+def test_an_nv12_frame_becomes_bgr_once() -> None:
+    frame = Frame(0, 0, nv12(), "camera#0", nv12=True)
+    assert frame.size == (48, 64)
+    assert frame.picture.shape == (48, 64, 3)
+    np.testing.assert_allclose(frame.picture[:, :32], 0)
+    np.testing.assert_allclose(frame.picture[:, 32:], [[[0, 0, 255]]] * np.ones((48, 32, 1)), atol=2)
+    assert frame.picture is frame.picture
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 3), (24, 32, 1), (24, 32)])
+def test_any_other_frame_is_its_own_picture(shape: tuple[int, ...]) -> None:
+    frame = Frame(0, 0, picture(5, shape), "a.png")
+    assert frame.picture is frame.image
+    assert frame.size == (24, 32)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((48, 64, 3), np.uint8),
+        np.zeros((72, 64, 1), np.uint8),
+        np.zeros((72, 63), np.uint8),
+        np.zeros((73, 64), np.uint8),  # of 49 rows of pixels
+        np.zeros((72, 64), np.uint16),
+        np.zeros((0, 64), np.uint8),
+    ],
+    ids=["bgr", "three axes", "odd width", "odd height", "16 bits", "empty"],
+)
+def test_what_cannot_be_nv12_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"frame 7 \(camera#7\) is not NV12.*even width and height"):
+        Frame(7, 0, image, "camera#7", nv12=True)
+
+
+def gstreamer(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> list[str]:
+    """An OpenCV with GStreamer, whose pipelines give ``image`` without end; the pipelines that will be opened."""
+    opened: list[str] = []
+
+    def capture(pipeline: str, backend: int) -> SimpleNamespace:
+        assert backend == cv2.CAP_GSTREAMER
+        opened.append(pipeline)
+        return SimpleNamespace(
+            isOpened=lambda: True,
+            grab=lambda: True,
+            retrieve=lambda: (True, image),
+            get=lambda identifier: 30.0,
+            release=lambda: None,
+        )
+
+    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    return opened
+
+
+APPSINK = " ! appsink drop=true max-buffers=1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "caps"),
+    [
+        ("csi://1?format=nv12&width=64&height=48", "nvvidconv ! video/x-raw,format=NV12"),
+        ("gst:camera ! video/x-raw,format=NV12", "camera ! video/x-raw,format=NV12"),
+        (
+            "gst:camera ! video/x-raw, width=64, format=(string)NV12 ",
+            "camera ! video/x-raw, width=64, format=(string)NV12 ",
+        ),
+    ],
+)
+def test_a_pipeline_that_says_so_gives_nv12_without_a_conversion(
+    monkeypatch: pytest.MonkeyPatch, uri: str, caps: str
+) -> None:
+    opened = gstreamer(monkeypatch, nv12())
+    source = open_source(uri)
+    frames = iter(source)
+    for index in range(3):
+        frame = next(frames)
+        assert (frame.index, frame.nv12, frame.size) == (index, True, (48, 64))
+    source.close()
+    (pipeline,) = opened
+    assert pipeline.endswith(caps + APPSINK)
+    assert "videoconvert" not in pipeline
+
+
+def test_an_appsink_behind_nv12_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = gstreamer(monkeypatch, nv12())
+    source = open_source("gst:camera ! video/x-raw,format=NV12 ! appsink max-buffers=2")
+    assert next(iter(source)).nv12
+    assert opened == ["camera ! video/x-raw,format=NV12 ! appsink max-buffers=2"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "csi://0",
+        "csi://0?format=bgr",
+        "gst:camera",
+        "gst:camera ! video/x-raw(memory:NVMM),format=NV12",
+        "gst:camera ! video/x-raw,format=NV12 ! flip",
+        "gst:camera ! video/x-raw,format=NV12 ! videoconvert ! video/x-raw,format=BGR ! appsink",
+        "gst:camera ! video/x-raw,format=GRAY8 ! appsink",
+    ],
+)
+def test_any_other_pipeline_gives_bgr_or_grey(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    opened = gstreamer(monkeypatch, picture(9, (48, 64, 3)))
+    frame = next(iter(open_source(uri)))
+    assert (frame.nv12, frame.size) == (False, (48, 64))
+    converted = opened[0].endswith(" ! videoconvert ! video/x-raw,format=BGR" + APPSINK)
+    assert converted == (not uri.endswith("appsink"))
+
+
+def test_a_pipeline_that_does_not_give_what_its_caps_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    gstreamer(monkeypatch, picture(9, (48, 64, 3)))
+    with pytest.raises(DataError, match=r"frame 0 \(camera csi://0#0\) is not NV12, with the shape \(48, 64, 3\)"):
+        next(iter(open_source("csi://0?format=nv12")))
 
 
 def test_array_source_numbers_its_frames() -> None:

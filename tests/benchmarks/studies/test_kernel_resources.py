@@ -97,6 +97,6 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert "needs nvcc or libnvrtc" in capsys.readouterr().err
         return
     assert main(["--architectures", "sm_87"]) == 0
-    assert re.search(r"^dssim7_float +sm_87 +\d+ +\d+ +0 +\d$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^dssim7 +sm_87 +\d+ +\d+ +0 +\d$", capsys.readouterr().out, re.MULTILINE)
     assert main(["--architectures", "sm_1"]) == 1
     assert "sm_1" in capsys.readouterr().err

@@ -243,6 +243,69 @@ def test_tiles_that_do_not_fill_their_runs_are_replayed_as_a_graph_too(inspectin
     same(on_the_processor(TILES, TILED[0], images), sink, 1e-4)
 
 
+def nv12_frames(count: int, height: int, width: int) -> list[Frame]:
+    planes = pictures(count, (height * 3 // 2, width))
+    return [Frame(index, 0, image, f"camera#{index}", nv12=True) for index, image in enumerate(planes)]
+
+
+def both(inspector: CudaInspector, spec: InputSpec, score: ScoreSpec, batch: Sequence[Frame]) -> list[ListSink]:
+    """What the processor says about a batch, and what the GPU does."""
+    function = {"pair": pair, "map": channel_mean, "scored": map_and_score}[kind_of(score)]
+    reference = HostInspector(FakeBackend(function, spec.shape, inspector.batch), spec, score, threshold=0.5)
+    sinks = [ListSink(), ListSink()]
+    for sink, verdicts in zip(sinks, (reference.inspect(batch), inspector.inspect(batch)), strict=True):
+        for frame, verdict in zip(batch, verdicts, strict=True):
+            sink.take(verdict, frame)
+    return sinks
+
+
+# Noise in U and V gives saturated colours, which mean and std would spread far beyond the 0 to 1 that DSSIM's tolerance
+# is promised for.
+@pytest.mark.parametrize("spec", [COLOR.model_copy(update={"mean": (), "std": ()}), GREY], ids=["colour", "grey"])
+def test_nv12_frames_are_converted_on_the_gpu(inspecting: Any, driver: Any, spec: InputSpec) -> None:
+    inspector, _ = inspecting(spec, SSIM)
+    batch = nv12_frames(4, 24, 32)
+    for _ in range(3):
+        same(*both(inspector, spec, SSIM, batch), 1e-4)
+    assert driver.count("graph_launches") > 0
+
+
+@pytest.mark.parametrize("size", [(38, 50), (2, 2), (12, 200)])
+def test_nv12_frames_of_other_sizes_are_resized(inspecting: Any, size: tuple[int, int]) -> None:
+    spec = COLOR.model_copy(update={"mean": (), "std": ()})
+    same(*both(inspecting(spec, MAP)[0], spec, MAP, nv12_frames(3, *size)), 1.01 / 255)
+
+
+@pytest.mark.parametrize("score", TILED, ids=["max", "mean", "output"])
+def test_nv12_frames_are_cut_into_tiles(inspecting: Any, score: ScoreSpec) -> None:
+    inspector, _ = inspecting(TILES, score)
+    for _ in range(3):
+        same(*both(inspector, TILES, score, nv12_frames(1, 38, 50)), 1e-4)
+
+
+def test_an_nv12_frame_is_no_grey_one_of_as_many_bytes(inspecting: Any) -> None:
+    spec = COLOR.model_copy(update={"mean": (), "std": ()})
+    inspector, _ = inspecting(spec, MAP, slots=1)
+    frame = nv12_frames(1, 24, 32)[0]
+    grey = Frame(0, 0, frame.image, "grey")
+    for batch in ([grey], [frame], [grey, frame], [frame, grey], [frame, frame]):
+        same(*both(inspector, spec, MAP, batch), 1.01 / 255)
+
+
+def test_an_nv12_frame_is_uploaded_as_it_is(inspecting: Any, driver: Any) -> None:
+    """Half the bytes of BGR, and in the steady state nothing but they."""
+    inspector, _ = inspecting(maps="never", batch=1, slots=1)
+    batch = nv12_frames(6, 32, 64)
+    for frame in batch[:3]:
+        list(inspector.inspect([frame]))
+    driver.reset()
+    for frame in batch[3:]:
+        list(inspector.inspect([frame]))
+    allocated = driver.counts("allocations", "host_allocations", "events_created", "graphs_instantiated")
+    assert set(allocated.values()) == {0}, allocated
+    assert driver.counts("bytes_htod", "graph_launches") == {"bytes_htod": 3 * 32 * 64 * 3 // 2, "graph_launches": 3}
+
+
 def test_sizes_may_change_from_frame_to_frame(inspecting: Any) -> None:
     sizes = [(24, 32, 3), (48, 32, 3), (24, 32), (24, 32, 3), (24, 32, 3), (24, 32, 3), (30, 30, 1)]
     images = [pictures(1, size, seed)[0] for seed, size in enumerate(sizes)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -172,6 +174,18 @@ def test_a_real_compiler_makes_machine_code(compiler: Compiler, source: Path) ->
     assert b"twice" in image
     assert compiler.version >= (11, 4)
     assert str(compiler.version[0]) in compiler.name
+
+
+def test_nvrtc_finds_all_of_itself(source: Path) -> None:
+    """In a process of its own: PyTorch, where another test imported it, has loaded NVRTC's other library already."""
+    if nvrtc() is None:
+        pytest.skip("nvrtc is not on this machine")
+    code = (
+        "import pathlib, sys; from adedge.runtime.cuda.kernel_cache import nvrtc; "
+        "sys.exit(not nvrtc().compile(pathlib.Path(sys.argv[1]), 'sm_87'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
