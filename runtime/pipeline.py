@@ -111,8 +111,8 @@ def _check_batch(batch: int, inspector: Inspector, policies: Sequence[Policy]) -
         )
     if "latest" in policies and batch > len(policies):
         raise UsageError(
-            f"a batch of {batch} needs the policy 'every': with 'latest' only the newest frame of each source waits, "
-            f"which for {len(policies)} source(s) makes {len(policies)} at most"
+            f"a batch of {batch} frames from {len(policies)} source(s) needs the policy 'every': 'latest' keeps only "
+            "the newest frame of each source"
         )
 
 

@@ -272,17 +272,34 @@ def test_a_batch_of_more_frames_than_sources_has_as_many_of_each() -> None:
     assert of_frames == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
 
 
-def test_a_batch_of_fewer_frames_than_sources_serves_all_by_turns() -> None:
+def test_a_batch_that_sources_cannot_share_equally_is_full_all_the_same() -> None:
     ready, backend = inspector()
-    streams = [Stream(ArraySource(pictures(1, 2)), []) for _ in range(3)]
-    run(streams, ready, batch=1, wait_ms=2000)
-    assert backend.calls == [1] * 6
-    assert [stream.statistics.frames for stream in streams] == [2, 2, 2]
+    run([Stream(ArraySource(pictures(1, 2, 3)), []) for _ in range(2)], ready, batch=3, wait_ms=2000)
+    assert backend.calls == [3, 3]
+
+
+def test_a_single_source_fills_its_batches_however_long_it_takes() -> None:
+    def slowly() -> Iterator[np.ndarray]:
+        for picture in pictures(*range(1, 7)):
+            time.sleep(0.01)
+            yield picture
+
+    ready, backend = inspector()
+    run([Stream(ArraySource(slowly), [])], ready, policy="every", batch=3, wait_ms=0)
+    assert backend.calls == [3, 3]
+
+
+def test_a_batch_of_fewer_frames_than_sources_serves_all_by_turns() -> None:
+    ready, backend = inspector(before=lambda: time.sleep(0.005))
+    streams = [Stream(ArraySource(lambda: repeat(pictures(1)[0])), []) for _ in range(3)]
+    run(streams, ready, batch=1, max_frames=30)
+    assert backend.calls == [1] * 30
+    assert min(stream.statistics.frames for stream in streams) >= 5
 
 
 def test_latest_has_no_more_frames_for_a_batch_than_there_are_sources() -> None:
     streams = [Stream(Closing(pictures(1)), [ListSink()]) for _ in range(2)]
-    with pytest.raises(UsageError, match="a batch of 3 needs the policy 'every'.* makes 2 at most"):
+    with pytest.raises(UsageError, match="a batch of 3 frames from 2 source.* needs the policy 'every'"):
         run(streams, inspector()[0], policy="latest", batch=3)
     for stream in streams:
         assert isinstance(stream.source, Closing)

@@ -247,19 +247,20 @@ def test_stop_judges_the_frame_that_waits_with_latest() -> None:
 
 
 def test_stop_ends_the_wait_for_a_frame_that_never_comes() -> None:
-    released, stop = threading.Event(), threading.Event()
+    released, stop, closed = threading.Event(), threading.Event(), []
 
     class Silent(ArraySource):
         def close(self) -> None:
             released.set()
 
     def silence() -> Iterator[np.ndarray]:
-        released.wait(timeout=20)
+        closed.append(released.wait(timeout=20))
         yield from ()
 
     threading.Timer(0.05, stop.set).start()
     statistics = run([Stream(Silent(silence), [])], inspector()[0], policy="latest", stop=stop)
     assert statistics.frames == 0
+    assert closed == [True]
 
 
 @pytest.mark.parametrize("color", ["bgr", "rgb"])

@@ -82,8 +82,8 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="The most frames that go through the engine at once; more than there are sources need the policy "
-            "'every'. Default: one of each source, if the engine takes so many.",
+            help="The most frames that go through the engine at once. Default: one of each source, if the engine takes "
+            "so many. More frames than sources need the policy 'every'.",
         ),
     ] = None,
     wait_ms: Annotated[

@@ -155,7 +155,7 @@ def test_options_mean_the_same_with_several_sources(bundle: Path, pictures: Path
     assert "6 frames: 4 passed, 2 rejected; 0 dropped, 0 skipped" in result.stderr
     newest = run(bundle, pictures, pictures, "--policy", "latest", "--batch", 3)
     assert newest.returncode == 2
-    assert "a batch of 3 needs the policy 'every'" in newest.stderr
+    assert "a batch of 3 frames from 2 source(s) needs the policy 'every'" in newest.stderr
 
 
 def test_one_missing_source_of_several_is_named(bundle: Path, pictures: Path) -> None:
