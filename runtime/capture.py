@@ -65,7 +65,7 @@ class Capture:
         ready when one is taken; with "latest" one frame. Once ``stop`` is set nothing more is captured.
         """
         self._stop = stop
-        # A source of its own has nobody to wait for: its frames wait until the batch is full.
+        # A single source waits for nobody: its frames wait until the batch is full.
         self._wait_s = wait_ms / 1e3 if len(sources) > 1 else math.inf
         waiting = 2 * _part(batch, len(sources))
         self._queues = [
