@@ -21,7 +21,7 @@ from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.inspection import make_inspector
 from adedge.runtime.inspector import Inspector
-from adedge.runtime.pipeline import run
+from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
 from adedge.specs import InputSpec, Record, ScoreSpec
@@ -167,5 +167,5 @@ def _paced(
             yield images[index % len(images)]
 
     sink = ListSink()
-    run(ArraySource(arriving, name="paced"), inspector, [sink], policy="every", batch=batch)
+    run([Stream(ArraySource(arriving, name="paced"), [sink])], inspector, policy="every", batch=batch)
     return [verdict.timings_ms["verdict"] for verdict in sink.verdicts]

@@ -26,7 +26,7 @@ from adedge.runtime.backends import Backend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.engines import load_engine
 from adedge.runtime.host_inspector import HostInspector
-from adedge.runtime.pipeline import run
+from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import JsonLinesSink, RejectsSink
 from adedge.runtime.sources import ArraySource
 from adedge.runtime.statistics import Statistics
@@ -52,7 +52,7 @@ def measure(inspector: HostInspector, frames: int, folder: Path) -> dict[str, in
 
     sinks = [JsonLinesSink(folder / "verdicts.jsonl"), RejectsSink(folder / "rejects")]
     source = ArraySource(lambda: _frames(frames), name="line")
-    run(source, inspector, sinks, policy="every", watch=watch)
+    run([Stream(source, sinks)], inspector, policy="every", watch=watch)
     return resident
 
 

@@ -19,7 +19,7 @@ from adedge.runtime.backends import FakeBackend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.inspection import judge, judge_frames, make_inspector, open_inspector
 from adedge.runtime.inspector import Maps
-from adedge.runtime.pipeline import run
+from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
 from adedge.runtime.verdict import Verdict
@@ -198,7 +198,7 @@ def run_benchmark(bundle: Bundle, dataset: Dataset) -> None:
 def run_run(bundle: Bundle, dataset: Dataset) -> None:
     sink = ListSink()
     with open_inspector(bundle) as inspector:
-        run(ArraySource([picture(50), picture(230)]), inspector, [sink], policy="every")
+        run([Stream(ArraySource([picture(50), picture(230)]), [sink])], inspector)
     verdicts: list[Verdict] = sink.verdicts
     assert [verdict.anomalous for verdict in verdicts] == [False, True]
 

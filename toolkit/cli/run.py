@@ -23,7 +23,6 @@ from adedge.bundle import open_bundle
 from adedge.cli import app, finite
 from adedge.cli.options import RequireSignature
 from adedge.console import console, note, warn
-from adedge.errors import UsageError
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -56,19 +55,31 @@ def run(
     ] = None,
     policy: Annotated[
         Literal["latest", "every"] | None,
-        typer.Option(help="latest: drop frames rather than fall behind (default for cameras); every: judge all."),
+        typer.Option(
+            help="latest: keep each source's newest frame and drop those before it, rather than fall behind (default "
+            "for cameras); every: judge all (default for files)."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Frames through the engine at once (policy 'every').")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The most frames that go through the engine at once. Default: one of each source, if the engine takes "
+            "so many. More frames than sources need the policy 'every'.",
+        ),
+    ] = None,
     wait_ms: Annotated[
         float,
         typer.Option(
             min=0,
             callback=finite,
-            help="Of several cameras: the longest that a frame waits for the others' frames, to go through the engine "
+            help="Of several sources: the longest that a frame waits for the others' frames, to go through the engine "
             "with them.",
         ),
     ] = 5.0,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many frames, of all sources together.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all cores.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Verdicts as JSON lines into this file, not to stdout.")] = None,
     video: Annotated[Path | None, typer.Option(help="Annotated video: .webm (browsers), .mp4, .avi or .mkv.")] = None,
@@ -104,14 +115,12 @@ def run(
     is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
     """
     _quiet_opencv()
-    from adedge.runtime.cameras import Camera, run_cameras
+    from adedge.runtime.capture import default_policy
     from adedge.runtime.inspection import open_inspector
     from adedge.runtime.page import page_address
+    from adedge.runtime.pipeline import Stream
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.statistics import Statistics
-
-    if len(source) > 1 and not (policy is None and batch == 1 and max_frames is None):
-        raise UsageError("--policy, --batch and --max-frames are for one source: leave them out with several")
 
     address = None if page is None else page_address(page)
     _show_logging()
@@ -129,35 +138,31 @@ def run(
     )
     engine = str(inspector.key)
     frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
-    chosen = policy or ("latest" if frames[0].live else "every")
-    names = f"{frames[0].name}, policy {chosen}" if len(frames) == 1 else ", ".join(one.name for one in frames)
+    names = "; ".join(f"{one.name}, policy {policy or default_policy(one)}" for one in frames)
     note(f"{engine}, threshold {inspector.threshold:.6g}; {names}")
-    if inspector.batch < len(frames):
+    if batch is None and inspector.batch < len(frames):
         note(
             f"the engine takes {inspector.batch} frame(s) at once: build it with --batch 1,{len(frames)},{len(frames)}"
         )
     statistics = Statistics()
-    cameras: list[Camera] = []
+    streams: list[Stream] = []
     try:
         about = {"bundle": opened.path.resolve().name, "engine": engine}
         outline = manifest.score.reduce == "max"
         sinks = _sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
-        cameras = [Camera(*pair) for pair in zip(frames, sinks, strict=True)]
+        streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
         with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
-            if len(cameras) > 1:
-                run_cameras(cameras, inspector, wait_ms=wait_ms, stop=stop.event, statistics=statistics, watch=watch)
-            else:
-                run_pipeline(
-                    frames[0],
-                    inspector,
-                    sinks[0],
-                    policy=chosen,
-                    batch=batch,
-                    max_frames=max_frames,
-                    stop=stop.event,
-                    statistics=statistics,
-                    watch=watch,
-                )
+            run_pipeline(
+                streams,
+                inspector,
+                policy=policy,
+                batch=batch,
+                wait_ms=wait_ms,
+                max_frames=max_frames,
+                stop=stop.event,
+                statistics=statistics,
+                watch=watch,
+            )
     except BrokenPipeError:
         # The reader of the verdicts left (| head): a way to end, and Python must not complain of it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -165,9 +170,9 @@ def run(
         for one in frames:
             one.close()
         inspector.close()
-        if len(cameras) > 1:
-            for index, camera in enumerate(cameras):
-                note(f"camera {index}, {camera.source.name}: {_counts(camera.statistics)}")
+        if len(streams) > 1:
+            for index, stream in enumerate(streams):
+                note(f"camera {index}, {stream.source.name}: {_counts(stream.statistics)}")
         _summarise(statistics, engine)
     if stop.signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + stop.signal_number)

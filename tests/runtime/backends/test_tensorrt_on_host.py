@@ -26,7 +26,7 @@ from adedge.runtime.cuda.inspector import CudaInspector
 from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.inspection import make_inspector
-from adedge.runtime.pipeline import run
+from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource
 from adedge.specs import Dssim, InputSpec, ScoreSpec, Uniform
@@ -200,7 +200,7 @@ def test_a_refused_copy_is_one_sentence_and_the_next_frame_goes_on(backends: Any
 def inspected(inspector: Any) -> list[float]:
     pictures = [np.random.default_rng(seed).integers(0, 256, (30, 40), np.uint8) for seed in range(5)]
     sink = ListSink()
-    run(ArraySource(pictures), inspector, [sink], policy="every", batch=2)
+    run([Stream(ArraySource(pictures), [sink])], inspector, policy="every", batch=2)
     inspector.close()
     return [verdict.score for verdict in sink.verdicts]
 

@@ -20,7 +20,7 @@ from adedge.runtime.cuda.driver import Gpu, Resources, load_cuda
 from adedge.runtime.cuda.inspector import LAYOUTS, CudaInspector
 from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.runtime.host_inspector import HostInspector
-from adedge.runtime.pipeline import run
+from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
 from adedge.runtime.statistics import Statistics
@@ -167,9 +167,8 @@ def on_the_processor(spec: InputSpec, score: ScoreSpec, images: Sequence[np.ndar
     backend = FakeBackend(function, spec.shape, batch)
     sink = ListSink()
     run(
-        ArraySource(list(images)),
+        [Stream(ArraySource(list(images)), [sink])],
         HostInspector(backend, spec, score, threshold=0.5),
-        [sink],
         policy="every",
         batch=batch,
     )
@@ -206,7 +205,7 @@ def test_verdicts_are_those_of_the_processor(
 ) -> None:
     images, sink = pictures(9, size), ListSink()
     inspector, engine = inspecting(spec, score)
-    run(ArraySource(images), inspector, [sink], policy="every", batch=4)
+    run([Stream(ArraySource(images), [sink])], inspector, policy="every", batch=4)
     assert engine.frames == [4, 4, 1]
     same(on_the_processor(spec, score, images), sink, 1e-4)
 
@@ -215,7 +214,7 @@ def test_verdicts_are_those_of_the_processor(
 def test_frames_of_other_sizes_are_resized(inspecting: Any, size: tuple[int, ...]) -> None:
     spec = COLOR.model_copy(update={"mean": (), "std": ()})
     images, sink = pictures(3, size), ListSink()
-    run(ArraySource(images), inspecting(spec, MAP)[0], [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspecting(spec, MAP)[0], policy="every")
     same(on_the_processor(spec, MAP, images, batch=1), sink, 1.01 / 255)
 
 
@@ -228,7 +227,7 @@ TILED.append(ScoreSpec(comparison=ReadyMap(), reduce="output"))
 def test_tiles_are_cut_and_merged_on_the_gpu(inspecting: Any, score: ScoreSpec, batch: int) -> None:
     images, sink = pictures(3, (37, 50)), ListSink()
     inspector, engine = inspecting(TILES, score, batch=batch)
-    run(ArraySource(images), inspector, [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspector, policy="every")
     assert max(engine.frames) <= batch
     same(on_the_processor(TILES, score, images, batch=batch), sink, 1e-4)
 
@@ -236,7 +235,7 @@ def test_tiles_are_cut_and_merged_on_the_gpu(inspecting: Any, score: ScoreSpec, 
 def test_tiles_that_do_not_fill_their_runs_are_replayed_as_a_graph_too(inspecting: Any, driver: Any) -> None:
     images, sink = pictures(9, (22, 34)), ListSink()  # 2 x 4 tiles, in runs of 3
     inspector, engine = inspecting(TILES, TILED[0], batch=3)
-    run(ArraySource(images), inspector, [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspector, policy="every")
     assert set(engine.frames) == {3}
     assert inspector.graph_disabled_reason is None
     assert driver.count("graph_launches") > 0
@@ -310,14 +309,14 @@ def test_sizes_may_change_from_frame_to_frame(inspecting: Any) -> None:
     sizes = [(24, 32, 3), (48, 32, 3), (24, 32), (24, 32, 3), (24, 32, 3), (24, 32, 3), (30, 30, 1)]
     images = [pictures(1, size, seed)[0] for seed, size in enumerate(sizes)]
     spec, sink = COLOR.model_copy(update={"mean": (), "std": ()}), ListSink()
-    run(ArraySource(images), inspecting(spec, MAP, slots=1)[0], [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspecting(spec, MAP, slots=1)[0], policy="every")
     same(on_the_processor(spec, MAP, images, batch=1), sink, 1.01 / 255)
 
 
 def test_a_picture_that_is_not_contiguous(inspecting: Any) -> None:
     images = [np.ascontiguousarray(image)[:, ::-1] for image in pictures(2, (24, 32, 3))]
     sink = ListSink()
-    run(ArraySource(images), inspecting()[0], [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspecting()[0], policy="every")
     same(on_the_processor(COLOR, SSIM, images, batch=1), sink, 1e-4)
 
 
@@ -328,9 +327,9 @@ def test_in_the_steady_state_nothing_is_allocated_and_a_frame_is_copied_once(
 ) -> None:
     images = pictures(12, (24, 32, 3))
     inspector, _ = inspecting(graph=graph, zero_copy=zero_copy, maps="never", batch=1)
-    run(ArraySource(images[:6]), inspector, [ListSink()], policy="every")
+    run([Stream(ArraySource(images[:6]), [ListSink()])], inspector, policy="every")
     driver.reset()
-    statistics = run(ArraySource(images[6:]), inspector, [ListSink()], policy="every")
+    statistics = run([Stream(ArraySource(images[6:]), [ListSink()])], inspector, policy="every")
     assert statistics.frames == 6
     counted = driver.counts(
         "allocations",
@@ -363,7 +362,7 @@ def test_maps_are_downloaded_where_somebody_wants_them(inspecting: Any, driver: 
     inspector, _ = inspecting(GREY, MAP, batch=1, maps=maps, threshold=0.5)
     sink = ListSink()
     driver.reset()
-    run(ArraySource(images), inspector, [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspector, policy="every")
     assert driver.count("copies_dtoh") - len(levels) == expected
     present = {"never": [], "rejects": [1, 3], "always": [0, 1, 2, 3, 4]}[maps]
     assert [index for index, verdict in enumerate(sink.verdicts) if verdict.map is not None] == present
@@ -450,7 +449,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     inspector, engine = inspecting(batch=1)
     images, sink = pictures(6, (24, 32, 3)), ListSink()
     engine.waits = True
-    run(ArraySource(images), inspector, [sink], policy="every")
+    run([Stream(ArraySource(images), [sink])], inspector, policy="every")
     assert "not permitted when stream is capturing" in (inspector.graph_disabled_reason or "")
     assert driver.count("graph_launches") == 0
     assert caplog.text.count("going on without a CUDA graph") == 1
@@ -460,7 +459,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
 def test_times_are_taken_on_both_clocks(inspecting: Any) -> None:
     inspector, _ = inspecting(normalisation=Normalisation(mean=0.1, std=0.2, pictures=5))
     sink = ListSink()
-    statistics = run(ArraySource(pictures(8, (24, 32, 3))), inspector, [sink], policy="every", batch=2)
+    statistics = run([Stream(ArraySource(pictures(8, (24, 32, 3))), [sink])], inspector, policy="every", batch=2)
     for verdict in sink.verdicts:
         times = verdict.timings_ms
         assert set(times) == {

@@ -142,10 +142,23 @@ def test_several_sources_share_the_engine(bundle: Path, pictures: Path, tmp_path
     assert "6 frames: 3 passed, 3 rejected; 0 dropped, 0 skipped" in result.stderr
 
 
-def test_what_is_for_one_source_is_refused_with_several(bundle: Path, pictures: Path) -> None:
-    result = run(bundle, pictures, pictures, "--batch", 2)
-    assert result.returncode == 2
-    assert "--batch" in result.stderr
+def test_options_mean_the_same_with_several_sources(bundle: Path, pictures: Path) -> None:
+    result = run(
+        *(bundle, pictures, pictures, "--threads", 1, "--wait-ms", 2000),
+        *("--policy", "every", "--batch", 4, "--max-frames", 6),
+    )
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["camera"] for record in records] == [0, 0, 1, 1, 0, 1]
+    assert [record["frame"] for record in records] == [0, 1, 0, 1, 2, 2]
+    assert result.stderr.count(f"{pictures}, policy every") == 2
+    assert "6 frames: 4 passed, 2 rejected; 0 dropped, 0 skipped" in result.stderr
+    newest = run(bundle, pictures, pictures, "--policy", "latest", "--batch", 3)
+    assert newest.returncode == 2
+    assert "a batch of 3 frames from 2 source(s) needs the policy 'every'" in newest.stderr
+
+
+def test_one_missing_source_of_several_is_named(bundle: Path, pictures: Path) -> None:
     missing = run(bundle, pictures, "nowhere.mp4")
     assert missing.returncode == 1
     assert missing.stdout == ""
