@@ -1,4 +1,4 @@
-"""ONNX graphs as bytes and as protobuf: the one module that imports onnx, and the few questions asked of a graph."""
+"""Reading, writing and querying ONNX graphs, as bytes and as protobuf: the only module that imports onnx."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ except ModuleNotFoundError as error:
 
 __all__ = ["GraphProto", "ModelProto", "NodeProto", "TensorProto", "ValueInfoProto", "helper", "numpy_helper"]
 
-# Opset 17 is the newest that the parsers of TensorRT 8.5 and 8.6 know; FP16 scales of Q/DQ came with opset 19.
+# Opset 17 is the newest that the parsers of TensorRT 8.5 and 8.6 support; Q/DQ accepts FP16 scales since opset 19.
 OPSET = 17
 FP16_SCALES_OPSET = 19
 
 
 def parse(graph: bytes) -> ModelProto:
-    """An ONNX file's bytes as a model. Raises `BundleError` where they are none."""
+    """Parse the bytes of an ONNX file. Raises `BundleError` if they are not valid ONNX."""
     try:
         return onnx.load_model_from_string(graph)
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
@@ -30,7 +30,7 @@ def parse(graph: bytes) -> ModelProto:
 
 
 def load(path: Path) -> ModelProto:
-    """An ONNX file with the weights that lie in files beside it. Raises `EngineError` where one cannot be read."""
+    """Load an ONNX file and its external weights. Raises `EngineError` if a file cannot be read."""
     try:
         return onnx.load(path)
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
@@ -38,21 +38,15 @@ def load(path: Path) -> ModelProto:
         raise EngineError(f"{path} cannot be read as ONNX ({reason}): export it again, weights included") from exc
 
 
-def renamed(model: ModelProto, prefix: str) -> ModelProto:
-    """A copy in which every name of a tensor or node, in inner graphs too, begins with ``prefix``."""
+def with_prefix(model: ModelProto, prefix: str) -> ModelProto:
+    """A copy with ``prefix`` added to every tensor and node name, including those in subgraphs."""
     return onnx.compose.add_prefix(model, prefix)
 
 
-def frames_at_once(graph: bytes, wanted: int) -> int:
-    """``wanted``, or the number of frames that a graph without a dynamic batch takes."""
-    batch = parse(graph).graph.input[0].type.tensor_type.shape.dim[0]
-    return int(batch.dim_value) if batch.HasField("dim_value") else wanted
-
-
 def serialise(model: ModelProto) -> bytes:
-    """Types and shapes of all tensors inferred anew, checked, as bytes that only depend on the model's contents.
+    """Infer all types and shapes, check the model, and serialise it deterministically. Changes ``model`` in place.
 
-    Raises `EngineError` where the model breaks a rule of ONNX.
+    Raises `EngineError` if the model is not valid ONNX.
     """
     del model.graph.value_info[:]
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
@@ -66,51 +60,54 @@ def serialise(model: ModelProto) -> bytes:
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own operators that a model uses."""
+    """The version of the default ONNX operator set that a model uses."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def convert_opset(model: ModelProto, opset: int) -> ModelProto:
-    """The same model in a newer opset; names of nodes and tensors stay. Raises `EngineError` where it has no form."""
+    """The same model in a newer opset, node and tensor names unchanged. Raises `EngineError` if it cannot be converted.
+
+    A model that already uses ``opset`` or a newer one is returned as it is.
+    """
     if opset_of(model) >= opset:
         return model
     try:
         return onnx.version_converter.convert_version(model, opset)
-    except Exception as exc:  # onnx raises its C++ exceptions as RuntimeError, and others as they come
-        raise EngineError(f"the graph has no form in opset {opset}: {str(exc).splitlines()[0]}") from exc
+    except Exception as exc:  # onnx raises C++ exceptions as RuntimeError, among others
+        raise EngineError(f"the graph cannot be converted to opset {opset}: {str(exc).splitlines()[0]}") from exc
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
-    """The node that writes each tensor; inputs and initializers have none."""
+    """Maps each tensor that a node writes to that node; inputs and initializers are absent."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """The nodes that read each tensor, in the graph's order."""
-    found: dict[str, list[NodeProto]] = {}
+    """Maps each tensor to the nodes that read it, in graph order."""
+    readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             if name:
-                found.setdefault(name, []).append(node)
-    return found
+                readers.setdefault(name, []).append(node)
+    return readers
 
 
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
-    """Constants by name."""
+    """Maps each initializer's name to it."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor whose rank is known; a dimension without a number (the batch) counts as 1."""
+    """The shape of every tensor whose rank is known; a symbolic dimension (the batch) counts as 1."""
     graph = model.graph
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.HasField("shape"):
-            found[value.name] = tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
-    return found
+            sizes[value.name] = tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+    return sizes
 
 
 def multiply_accumulates(model: ModelProto, nodes: Iterable[NodeProto]) -> int:
-    """Multiply-accumulate operations of convolutions on one frame: output values x weights of one output channel."""
-    known = shapes(model)
-    return sum(math.prod(known[node.output[0]]) * math.prod(known[node.input[1]][1:]) for node in nodes)
+    """Multiply-accumulates of convolutions on one frame: output values x weights of one output channel."""
+    sizes = shapes(model)
+    return sum(math.prod(sizes[node.output[0]]) * math.prod(sizes[node.input[1]][1:]) for node in nodes)

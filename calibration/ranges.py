@@ -1,7 +1,7 @@
-"""INT8 ranges: how large the values of each tensor get on real good pictures.
+"""INT8 ranges: the largest magnitudes of each tensor on real good pictures.
 
-The FP32 graph runs in ONNX Runtime, one frame at a time, and every tensor that will be quantised feeds a histogram of
-its absolute values: memory does not grow with the number of pictures.
+The FP32 graph runs in ONNX Runtime, one frame at a time. Each tensor to be quantised feeds a histogram of its absolute
+values, so that memory does not grow with the number of pictures.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LEVELS = 128  # an INT8 magnitude is one of 0 ... 127
 
 
 class Ranges(Record):
-    """ranges.json: the largest magnitude that INT8 shall represent, for each tensor of the FP32 graph.
+    """ranges.json: the largest magnitude that INT8 must represent, for each tensor of the FP32 graph to be quantised.
 
-    A tensor's scale is its range / 127. ``graph_sha256`` is that of the FP32 graph and ``data_digest`` that of the
-    pictures. ``float_nodes`` are the nodes that stay in floating point, and ``notes`` says why (see `sensitivity`).
+    A tensor's scale is its range / 127. ``graph_sha256`` is the digest of the FP32 graph, ``data_digest`` that of the
+    pictures. ``float_nodes`` stay in floating point, and ``notes`` say why (see `adedge.calibration.sensitivity`).
     """
 
     method: RangeMethod
@@ -43,9 +43,9 @@ class Ranges(Record):
 
 
 class Histogram:
-    """Counts of the absolute values of a tensor, in ``BINS`` equal bins from 0 to ``limit``.
+    """Counts of a tensor's absolute values in ``BINS`` equal bins from 0 to ``limit``.
 
-    Where larger values come, ``limit`` doubles as often as it takes, and pairs of bins merge exactly.
+    For larger values ``limit`` doubles as often as needed, so that pairs of bins merge exactly.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class Histogram:
         self.largest = 0.0
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count values of any shape. Raises `DataError` where one is not finite."""
+        """Count values of any shape. Raises `DataError` if one is not finite."""
         magnitudes = np.abs(values).ravel()
         largest = float(magnitudes.max(initial=0.0))
         if not np.isfinite(largest):
-            raise DataError("it has values that are not finite")
+            raise DataError("values that are not finite")
         self.largest = max(self.largest, largest)
         if largest == 0.0:
             self.counts[0] += magnitudes.size
@@ -73,7 +73,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=BINS)
 
     def range(self, method: RangeMethod) -> float:
-        """The largest magnitude that INT8 shall represent; 0 where all values are 0."""
+        """The largest magnitude that INT8 must represent; 0 if all values are 0."""
         if method == "minmax" or self.largest == 0.0:
             return self.largest
         bins = _percentile_bins(self.counts) if method == "percentile" else _entropy_bins(self.counts)
@@ -90,10 +90,11 @@ def collect_ranges(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Ranges:
-    """Run frames (C, H, W) float32, preprocessed real good pictures, through the FP32 graph and note the ranges.
+    """Run frames (C, H, W) float32, preprocessed pictures of good parts, through the FP32 graph and measure the ranges.
 
-    ``tensors`` are what `adedge.calibration.qdq.quantised_tensors` lists. Raises `DataError` where there are no frames
-    or a value is not finite, `MissingDependency` without onnxruntime.
+    ``tensors`` are those of `adedge.calibration.qdq.quantised_tensors`; ``total`` is the number of frames, for
+    ``progress``. Raises `DataError` if there are no frames or a value is not finite, `MissingDependency` without
+    onnxruntime.
     """
     histograms = {name: Histogram() for name in tensors}
     session, input_name = _session(graph, histograms)
@@ -106,12 +107,12 @@ def collect_ranges(
             try:
                 histogram.add(values[name])
             except DataError as exc:
-                raise DataError(f"calibration picture {pictures + 1} breaks '{name}': {exc}") from exc
+                raise DataError(f"calibration picture {pictures + 1} gives '{name}' {exc}") from exc
         pictures += 1
         if progress is not None:
             progress(pictures, total, "INT8 ranges")
     if not pictures:
-        raise DataError("INT8 ranges need real pictures of good parts, and there are none")
+        raise DataError("INT8 ranges require pictures of good parts, and there are none: add pictures")
     return Ranges(
         method=method,
         pictures=pictures,
@@ -122,7 +123,7 @@ def collect_ranges(
 
 
 def ranges_from_json(text: str, graph: bytes) -> Ranges:
-    """Ranges as stored, if they belong to ``graph``. Raises `BundleError` where they are damaged or stale."""
+    """Read stored ranges. Raises `BundleError` if they are damaged or were measured on another graph than ``graph``."""
     try:
         ranges = Ranges.model_validate_json(text)
     except ValidationError as exc:
@@ -135,7 +136,7 @@ def ranges_from_json(text: str, graph: bytes) -> Ranges:
 
 
 def _session(graph: bytes, tensors: Iterable[str]) -> tuple[Any, str]:
-    """The graph as an ONNX Runtime session that also gives the inner ``tensors``, and the name of its input."""
+    """An ONNX Runtime session that also outputs the inner ``tensors``, and the name of its input."""
     try:
         import onnxruntime as ort
     except ModuleNotFoundError as exc:
@@ -143,9 +144,9 @@ def _session(graph: bytes, tensors: Iterable[str]) -> tuple[Any, str]:
     from adedge.calibration.onnx_model import TensorProto, helper, parse
 
     model = parse(graph)
-    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    existing = {value.name for value in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in known
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in existing
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -160,27 +161,27 @@ def _percentile_bins(counts: NDArray[np.int64]) -> int:
 
 
 def _entropy_bins(counts: NDArray[np.int64]) -> int:
-    """The number of bins that loses least information (Kullback-Leibler divergence) when cut off and made 128 levels.
+    """The number of bins whose clipping and quantisation to 128 levels loses least information.
 
-    As TensorRT's entropy calibration (Migacz, "8-bit inference with TensorRT", GTC 2017): the reference is the
-    histogram with the values beyond the cut put into its last bin, the candidate has 128 levels, each spread evenly
-    over those of its bins that are not empty.
+    Like TensorRT's entropy calibration (Migacz, "8-bit inference with TensorRT", GTC 2017), it minimises the
+    Kullback-Leibler divergence: the reference is the histogram with clipped values added to the last bin, the candidate
+    has 128 levels, each spread evenly over its bins that are not empty.
     """
-    counted: NDArray[np.float64] = counts.astype(np.float64)
-    # Bin 0 is mostly exact zeros behind a ReLU, which every scale represents exactly.
-    counted[0] = 0
-    total = counted.sum()
+    histogram: NDArray[np.float64] = counts.astype(np.float64)
+    # Bin 0 mostly holds exact zeros from a ReLU, which every scale represents exactly.
+    histogram[0] = 0
+    total = histogram.sum()
     best, best_bins = np.inf, len(counts)
     for bins in range(LEVELS, len(counts) + 1):
-        reference = counted[:bins].copy()
-        occupied = counted[:bins] > 0
+        reference = histogram[:bins].copy()
+        occupied = histogram[:bins] > 0
         reference[-1] += total - reference.sum()
         if not occupied.any():
             continue
         level = np.arange(bins) * LEVELS // bins
-        mass = np.bincount(level, counted[:bins], LEVELS)
-        share = np.bincount(level, occupied, LEVELS)
-        candidate = np.where(occupied, mass[level] / np.maximum(share[level], 1), 0)
+        mass = np.bincount(level, histogram[:bins], LEVELS)
+        occupied_bins = np.bincount(level, occupied, LEVELS)
+        candidate = np.where(occupied, mass[level] / np.maximum(occupied_bins[level], 1), 0)
         divergence = _divergence(reference, candidate)
         if divergence < best:
             best, best_bins = divergence, bins
@@ -188,7 +189,7 @@ def _entropy_bins(counts: NDArray[np.int64]) -> int:
 
 
 def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence of two histograms, each normalised; an empty bin of q counts as a tiny share."""
+    """Kullback-Leibler divergence of two histograms, each normalised; empty bins of q count as 1e-12."""
     p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-12)
-    some = p > 0
-    return float(np.sum(p[some] * np.log(p[some] / q[some])))
+    occupied = p > 0
+    return float(np.sum(p[occupied] * np.log(p[occupied] / q[occupied])))

@@ -1,8 +1,7 @@
 """Calibrate a bundle on pictures of good parts: INT8 ranges and placement, score normalisation, decision thresholds.
 
-Pictures that the networks were trained on serve for INT8: they are real and good, but score too well for a threshold.
-Pictures that the networks have never seen serve for thresholds and for nothing else, which is what the guarantee of
-`adedge.calibration.thresholds` rests on.
+Training pictures calibrate INT8: they are real and good, but score too low to fit a threshold. Thresholds are fitted on
+held-out pictures that serve no other purpose, as the guarantee of `adedge.calibration.thresholds` requires.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from adedge.data.pictures import conform, network_input
 from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
 from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
-    dropped_thresholds,
+    dropped_threshold_notes,
     graph_files,
     json_from_ranges,
     require_packages,
     run_with_onnxruntime,
     store,
-    verified,
+    verify_graphs,
 )
 from adedge.golden import stain
 from adedge.progress import Progress
@@ -48,16 +47,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RANGE_PICTURES = 64  # more move no range visibly
-PROBE_PICTURES = 8  # with a stained copy of each, what the placement of INT8 is judged by
-# Of a network that scores itself, limits on the score do not protect the map. It may come from convolutions of little
-# work, where INT8 gains nothing: those with less than this share of all multiply-accumulates stay in floating point.
-CHEAP = 0.02
+RANGE_PICTURES = 64  # more pictures no longer change a range noticeably
+PROBE_PICTURES = 8  # good pictures that judge the placement of INT8, together with a stained copy of each
+# If the network outputs the score itself, limits on the score do not protect the map. The map may come from cheap
+# convolutions, where INT8 gains nothing: those below this share of all multiply-accumulates stay in floating point.
+CHEAP_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Good pictures in two parts that share none, and how many of all were trained on."""
+    """Good pictures split into two disjoint sets, and the number of all good pictures that were trained on."""
 
     int8: tuple[Sample, ...]
     thresholds: tuple[Sample, ...]
@@ -65,8 +64,8 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """The bundle reopened, the pictures that were used, and sentences about what else happened."""
+class CalibrationResult:
+    """The reopened bundle, the pictures used, and notes for the user."""
 
     bundle: Bundle
     parts: Parts
@@ -82,17 +81,17 @@ def calibrate(
     false_alarm_rate: float = 0.01,
     limits: Limits | None = None,
     progress: Progress | None = None,
-) -> Calibrated:
-    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs: stored together or not at all.
+) -> CalibrationResult:
+    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs; store everything or nothing.
 
-    FP32 is among the ``precisions`` always; ``limits`` bound what INT8 may do to maps and scores. Thresholds are fitted
-    for the reference, for ONNX Runtime in each of the precisions, and for other engines of the bundle that run on this
-    machine. Raises `DataError` (too few pictures, unusable ones), `GateError`, `BundleError`, `EngineError`,
-    `MissingDependency`.
+    FP32 is always included in ``precisions``; ``limits`` bound how far INT8 may change maps and scores. Thresholds are
+    fitted for the reference, for ONNX Runtime in each precision, and for the bundle's other engines that run on this
+    machine. Raises `DataError` if there are too few pictures or they are unusable, `GateError` if a graph differs from
+    the reference by more than its tolerance, `BundleError`, `EngineError`, `MissingDependency`.
 
     >>> from adedge import load_dataset, open_bundle
-    >>> calibrated = calibrate(open_bundle("bottle.adedge"), load_dataset("photos"), false_alarm_rate=0.2)
-    >>> sorted(calibrated.bundle.manifest.thresholds)
+    >>> result = calibrate(open_bundle("bottle.adedge"), load_dataset("photos"), false_alarm_rate=0.2)
+    >>> sorted(result.bundle.manifest.thresholds)
     ['onnxruntime/fp16', 'onnxruntime/fp32', 'onnxruntime/int8', 'pytorch/fp32']
     """
     require_packages()
@@ -101,12 +100,14 @@ def calibrate(
 
     parts = split_pictures(bundle, dataset, false_alarm_rate)
     manifest = bundle.manifest
-    old = manifest.graphs.get("model.fp32")
+    previous = manifest.graphs.get("model.fp32")
     with bundle.edit() as draft:
-        fp32 = export_fp32(bundle, opset=old.opset if old else OPSET)
-        wanted = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
-        ranges = measure_int8(fp32, bundle, parts.int8, method, limits, progress) if "int8" in wanted else None
-        files = graph_files(fp32, wanted, ranges)
+        fp32 = export_fp32(bundle, opset=previous.opset if previous else OPSET)
+        all_precisions = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
+        ranges = None
+        if "int8" in all_precisions:
+            ranges = calibrate_int8(fp32, bundle, parts.int8, method, limits, progress)
+        files = graph_files(fp32, all_precisions, ranges)
 
         def scores_of(name: str, backend: Backend) -> NDArray[np.floating[Any]]:
             with closing(backend):
@@ -114,26 +115,26 @@ def calibrate(
 
         reference = scores_of(manifest.reference, load_reference(bundle))
         thresholds = {manifest.reference: _threshold(reference, false_alarm_rate, parts)}
-        for precision in wanted:
+        for precision in all_precisions:
             graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = str(EngineKey("onnxruntime", precision))
             if name not in thresholds:
                 scores = scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH, or_fewer=True))
                 thresholds[name] = _threshold(scores, false_alarm_rate, parts)
 
-        # Flips are counted against the thresholds that are about to be stored.
-        fitted = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
-        made = verified(Bundle(bundle.path, fitted), files, ranges, progress=progress)
-        changed, notes = store(draft, made)
+        # The bundle passed here has the new thresholds, so that flips are counted at those that will be stored.
+        calibrated = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
+        graphs = verify_graphs(Bundle(bundle.path, calibrated), files, ranges, progress=progress)
+        changed, notes = store(draft, graphs)
         if ranges is not None:
             draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):
             thresholds[name] = _threshold(scores_of(name, backend), false_alarm_rate, parts)
-        # Engines of other machines keep their thresholds as long as their graphs stay.
+        # Engines that run on other machines keep their thresholds unless their graphs changed.
         thresholds = {**draft.manifest.thresholds, **thresholds}
-        draft.manifest = draft.manifest.replace(normalisation=fitted.normalisation, thresholds=thresholds)
-        notes += dropped_thresholds(manifest, draft.manifest)
-    return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+        draft.manifest = draft.manifest.replace(normalisation=calibrated.normalisation, thresholds=thresholds)
+        notes += dropped_threshold_notes(manifest, draft.manifest)
+    return CalibrationResult(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
 
 
 def fit_thresholds(
@@ -142,17 +143,17 @@ def fit_thresholds(
     *,
     false_alarm_rate: float | None = None,
     progress: Progress | None = None,
-) -> Calibrated:
-    """Fit the thresholds of the bundle's engines that run on this machine, and nothing else; needs no PyTorch, no ONNX.
+) -> CalibrationResult:
+    """Fit only the thresholds of the bundle's engines that run on this machine; requires neither PyTorch nor ONNX.
 
-    The rate is that of the reference's threshold unless given. Where the pictures are those that INT8 was fitted on
-    too, the ones that served for it fit no threshold. Raises `DataError` (too few pictures, unusable ones),
-    `BundleError` (no rate to go by), `EngineError` (no engine runs here).
+    ``false_alarm_rate`` defaults to that of the reference's threshold. Pictures that INT8 was calibrated on fit no
+    threshold if ``dataset`` is the one that `calibrate` used. Raises `DataError` if there are too few pictures or they
+    are unusable, `BundleError` if no rate is given and the bundle has none, `EngineError` if no engine runs here.
     """
     reference = bundle.manifest.thresholds.get(bundle.manifest.reference)
     if false_alarm_rate is None:
         if reference is None:
-            raise BundleError(f"{bundle.path} has no threshold yet that says at which rate: give --false-alarm-rate")
+            raise BundleError(f"{bundle.path} has no threshold yet to take the rate from: give --false-alarm-rate")
         false_alarm_rate = reference.false_alarm_rate
     parts = _parts_for_thresholds(bundle, dataset, false_alarm_rate)
     notes = []
@@ -161,7 +162,7 @@ def fit_thresholds(
         false_alarm_rate,
     ):
         notes.append(
-            f"the threshold of {bundle.manifest.reference} is of other pictures or another rate: "
+            f"the threshold of {bundle.manifest.reference} was fitted on other pictures or for another rate: "
             "some verdicts will differ for that reason alone"
         )
     thresholds = {}
@@ -180,46 +181,46 @@ def fit_thresholds(
         )
     with bundle.edit() as draft:
         draft.manifest = draft.manifest.replace(thresholds={**draft.manifest.thresholds, **thresholds})
-    return Calibrated(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+    return CalibrationResult(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
 
 
 def _parts_for_thresholds(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
-    """All good pictures that nothing was fitted on: neither trained on, nor among those that INT8 was fitted on."""
-    parts = _divided(bundle, dataset, false_alarm_rate)
+    """Every good picture that is held out: neither trained on nor, for the same data, used to calibrate INT8."""
+    parts = _split(bundle, dataset, false_alarm_rate)
     if not (bundle.has("ranges.json") and bundle.json("ranges.json")["data_digest"] == _digest(parts.int8)):
         trained = set(bundle.json("training.json")["pictures"])
-        free = tuple(sample for sample in parts.int8 if sample.digest not in trained)
-        parts = Parts(int8=(), thresholds=(*parts.thresholds, *free), trained_on=parts.trained_on)
+        unused = tuple(sample for sample in parts.int8 if sample.digest not in trained)
+        parts = Parts(int8=(), thresholds=(*parts.thresholds, *unused), trained_on=parts.trained_on)
     require_pictures(len(parts.thresholds), false_alarm_rate)
     return parts
 
 
 def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
-    """Which good pictures serve for INT8 and which for thresholds; the same ones for the same data.
+    """Split good pictures deterministically into those for INT8 and those for thresholds.
 
-    Where the data holds few pictures that the networks were trained on, some of the others are set aside for INT8.
-    Raises `DataError` where too few are left for the false-alarm rate.
+    If the data holds fewer than ``PROBE_PICTURES`` training pictures, some held-out pictures are set aside for INT8.
+    Raises `DataError` if too few remain for the false-alarm rate or for INT8.
     """
-    parts = _divided(bundle, dataset, false_alarm_rate)
+    parts = _split(bundle, dataset, false_alarm_rate)
     require_pictures(len(parts.thresholds), false_alarm_rate)
     if len(parts.int8) < 2:
-        raise DataError("INT8 needs at least 2 good pictures beside those for thresholds: add pictures")
+        raise DataError("INT8 requires at least 2 good pictures besides those for thresholds: add pictures")
     return parts
 
 
-def _divided(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
+def _split(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
     trained = set(bundle.json("training.json")["pictures"])
-    # One picture twice is one picture: the guarantee is about different ones.
+    # Duplicates count once: the guarantee is about distinct pictures.
     good = {sample.digest: sample for sample in (*dataset.calibration, *dataset.train)}
-    seen = [sample for digest, sample in good.items() if digest in trained]
-    unseen = [sample for digest, sample in good.items() if digest not in trained]
+    training = [sample for digest, sample in good.items() if digest in trained]
+    held_out = [sample for digest, sample in good.items() if digest not in trained]
     rng = np.random.default_rng(0)
-    if len(seen) >= PROBE_PICTURES:
-        return Parts(int8=_some(seen, rng), thresholds=tuple(unseen), trained_on=len(seen))
-    spare = len(unseen) - pictures_needed(false_alarm_rate)
-    aside = _some(unseen, rng, max(spare // 2, PROBE_PICTURES))
-    left = tuple(sample for sample in unseen if sample not in aside)
-    return Parts(int8=aside, thresholds=left, trained_on=len(seen))
+    if len(training) >= PROBE_PICTURES:
+        return Parts(int8=_draw(training, rng), thresholds=tuple(held_out), trained_on=len(training))
+    spare = len(held_out) - pictures_needed(false_alarm_rate)
+    int8 = _draw(held_out, rng, max(spare // 2, PROBE_PICTURES))
+    rest = tuple(sample for sample in held_out if sample not in int8)
+    return Parts(int8=int8, thresholds=rest, trained_on=len(training))
 
 
 def _threshold(scores: NDArray[np.floating[Any]], false_alarm_rate: float, parts: Parts) -> Threshold:
@@ -231,12 +232,13 @@ def _threshold(scores: NDArray[np.floating[Any]], false_alarm_rate: float, parts
     )
 
 
-def _some(samples: Sequence[Sample], rng: np.random.Generator, count: int = RANGE_PICTURES) -> tuple[Sample, ...]:
-    chosen = rng.choice(len(samples), min(count, RANGE_PICTURES, len(samples)), replace=False)
-    return tuple(samples[index] for index in sorted(chosen))
+def _draw(samples: Sequence[Sample], rng: np.random.Generator, count: int = RANGE_PICTURES) -> tuple[Sample, ...]:
+    """Draw up to ``count`` samples at random, at most ``RANGE_PICTURES``, in their original order."""
+    indices = rng.choice(len(samples), min(count, RANGE_PICTURES, len(samples)), replace=False)
+    return tuple(samples[index] for index in sorted(indices))
 
 
-def measure_int8(
+def calibrate_int8(
     fp32: bytes,
     bundle: Bundle,
     samples: Sequence[Sample],
@@ -244,7 +246,7 @@ def measure_int8(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Ranges:
-    """Ranges of the FP32 graph's tensors on good pictures, with the decision which nodes stay in floating point."""
+    """Measure the FP32 graph's tensor ranges on good pictures and choose the nodes to keep in floating point."""
     from adedge.calibration.qdq import quantised_tensors
     from adedge.calibration.ranges import collect_ranges
     from adedge.calibration.sensitivity import Limits, choose_float_nodes
@@ -267,7 +269,7 @@ def measure_int8(
     def score(graph: bytes, frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return maps_and_scores(manifest.score, run_with_onnxruntime(graph)(frames))
 
-    own_score = manifest.score.reduce == "output"
+    network_scores = manifest.score.reduce == "output"
     decision = choose_float_nodes(
         fp32,
         ranges,
@@ -275,8 +277,8 @@ def measure_int8(
         probe,
         np.arange(len(probe)) < len(good),
         limits=limits or Limits(),
-        rank_by="score" if own_score else "map",
-        least_share=CHEAP if own_score else 0.0,
+        rank_by="score" if network_scores else "map",
+        least_share=CHEAP_SHARE if network_scores else 0.0,
         progress=progress,
     )
     return ranges.model_copy(update={"float_nodes": decision.float_nodes, "notes": decision.notes})
@@ -290,11 +292,11 @@ def _scores(
 
 
 def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Iterator[tuple[str, Backend]]:
-    """Engines of the bundle beside ONNX Runtime's that run here; ``notes`` gets a sentence for each that does not."""
+    """The bundle's engines other than ONNX Runtime's that run here; appends to ``notes`` why others are skipped."""
     for key in engines_in(bundle):
         try:
             if read_record(bundle, key).graph in changed:
-                notes.append(f"the {key} engine is stale, its graph changed: run 'adedge build-engine' again")
+                notes.append(f"the {key} engine is stale because its graph changed: run 'adedge build-engine' again")
             elif key.target != "onnxruntime":
                 yield str(key), load_engine(bundle, key)
         except AdedgeError as error:
@@ -302,7 +304,7 @@ def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Itera
 
 
 def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture as one network input (H, W, C) uint8; of a picture that is tiled, a tile at a random place."""
+    """A picture as one frame of network input size, (H, W, C) uint8; if pictures are tiled, a randomly placed tile."""
     frame = conform(sample.read(), spec)
     top, left = (int(rng.integers(frame.shape[axis] - side + 1)) for axis, side in enumerate((spec.height, spec.width)))
     tile: NDArray[np.uint8] = frame[top : top + spec.height, left : left + spec.width]
@@ -312,7 +314,7 @@ def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) ->
 def _normalisation(scores: NDArray[np.floating[Any]]) -> Normalisation:
     std = float(np.std(scores, dtype=np.float64, ddof=1))
     if not std > 0:
-        raise DataError("all good pictures have the same score: the detector sees no difference between them")
+        raise DataError("all good pictures have the same score: the detector cannot tell them apart, train it again")
     return Normalisation(mean=float(np.mean(scores, dtype=np.float64)), std=std, pictures=len(scores))
 
 

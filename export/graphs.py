@@ -1,8 +1,8 @@
-"""All graphs of a bundle: made from one FP32 export, each compared with PyTorch before it is stored.
+"""All graphs of a bundle: derived from one FP32 export, each compared with the reference before it is stored.
 
     model.fp32      model.fp16      model.int8 (Q/DQ with FP32 scales)      model.int8-fp16 (Q/DQ with FP16 scales)
 
-and the same four as "scored.*", which go from frame to map and score.
+and the same four as "scored.*", which compute map and score from a frame.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedGraph:
-    """A verified graph: its stem ("scored.int8"), precision, file contents, and what the manifest says of it."""
+    """A verified graph: its stem ("scored.int8"), precision, file contents and manifest entry."""
 
     stem: str
     precision: Precision
@@ -48,11 +48,12 @@ def export_graphs(
     with_scoring: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Bundle, tuple[str, ...]]:
-    """Export into the bundle, all graphs or none; returns it reopened, and sentences about what no longer holds.
+    """Export the graphs into the bundle, all or none; returns the reopened bundle and notes for the user.
 
-    The FP32 graph is always written. INT8 graphs are made where the bundle has ranges for it (see
-    `adedge.export.calibrate`). Raises `GateError` where a graph is further from PyTorch than its tolerance,
-    `BundleError`, `EngineError`, `MissingDependency`.
+    The FP32 graph is always written, INT8 graphs only if the bundle has INT8 ranges for it (see
+    `adedge.export.calibrate`). Notes say which graphs are missing and which graphs or thresholds were dropped. Raises
+    `GateError` if a graph differs from the reference by more than its tolerance, `BundleError`, `EngineError`,
+    `MissingDependency`.
 
     >>> from adedge import open_bundle
     >>> bundle, notes = export_graphs(open_bundle("bottle.adedge"), ("fp32", "fp16"))
@@ -74,25 +75,25 @@ def export_graphs(
             except BundleError as error:
                 notes.append(f"no INT8 graphs: {error}")
         files = graph_files(fp32, precisions, ranges)
-        made = verified(bundle, files, ranges, with_scoring=with_scoring, progress=progress)
-        notes += store(draft, made)[1]
-        notes += dropped_thresholds(bundle.manifest, draft.manifest)
+        graphs = verify_graphs(bundle, files, ranges, with_scoring=with_scoring, progress=progress)
+        notes += store(draft, graphs)[1]
+        notes += dropped_threshold_notes(bundle.manifest, draft.manifest)
     return Bundle.open(bundle.path), tuple(notes)
 
 
 def require_packages() -> None:
-    """Raise `MissingDependency` early where onnx or onnxruntime is not installed."""
+    """Raise `MissingDependency` unless onnx and onnxruntime are installed."""
     for package in ("onnx", "onnxruntime"):
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise MissingDependency(package, "export", "making and checking ONNX graphs") from error
+            raise MissingDependency(package, "export", "exporting and verifying ONNX graphs") from error
 
 
 def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | None) -> dict[str, bytes]:
-    """The graphs of some precisions by the last part of their stem ("int8-fp16"), made from the FP32 graph.
+    """Derive the graphs of the given precisions from the FP32 graph, keyed by the last part of their stem.
 
-    INT8 with FP16 around it is made where both precisions are asked for.
+    "int8-fp16", with FP16 scales and FP16 in the unquantised layers, needs both precisions.
     """
     from adedge.calibration.onnx_model import FP16_SCALES_OPSET, convert_opset, parse, serialise
     from adedge.calibration.qdq import int8_from_fp32
@@ -109,7 +110,7 @@ def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | N
     return files
 
 
-def verified(
+def verify_graphs(
     bundle: Bundle,
     files: Mapping[str, bytes],
     ranges: Ranges | None,
@@ -117,42 +118,42 @@ def verified(
     with_scoring: bool = False,
     progress: Progress | None = None,
 ) -> list[VerifiedGraph]:
-    """Compare every graph with PyTorch, with scoring too where asked for or where the bundle has such graphs already.
+    """Compare every graph with the reference; ``with_scoring``, or if the bundle has scored graphs, those too.
 
-    Raises `GateError` where one is further away than its tolerance.
+    Raises `GateError` if one differs by more than its tolerance.
     """
     from adedge.export.onnx_scoring import append_scoring
 
     manifest, golden = bundle.manifest, read_golden(bundle)
     with_scoring = with_scoring or any(graph.with_scoring for graph in manifest.graphs.values())
     stems = [(prefix, kind) for prefix in ("model", "scored")[: 1 + with_scoring] for kind in files]
-    made = []
+    graphs = []
     for done, (prefix, kind) in enumerate(stems):
         if progress is not None:
             progress(done, len(stems), f"{prefix}.{kind}")
         scored = prefix == "scored"
         data = append_scoring(files[kind], manifest.score, manifest.input) if scored else files[kind]
-        made.append(_verified(bundle, golden, f"{prefix}.{kind}", data, files["fp32"], ranges))
+        graphs.append(_verify(bundle, golden, f"{prefix}.{kind}", data, files["fp32"], ranges))
     if progress is not None:
         progress(len(stems), len(stems), "verified")
-    return made
+    return graphs
 
 
-def _verified(
+def _verify(
     bundle: Bundle, golden: Golden, stem: str, data: bytes, fp32: bytes, ranges: Ranges | None
 ) -> VerifiedGraph:
-    """One graph's comparison with PyTorch, as its record."""
+    """Compare one graph with the reference and check its tolerance."""
     from adedge.calibration.onnx_model import opset_of, parse
 
     prefix, kind = stem.split(".")
     precision = precision_of(stem)
     scored = prefix == "scored"
-    # The INT8 graph with FP16 scales has no threshold of its own: TensorRT runs it, ONNX Runtime the other one.
+    # ONNX Runtime's INT8 threshold belongs to the graph with FP32 scales; the one with FP16 scales is for TensorRT.
     threshold = None if kind == "int8-fp16" else str(EngineKey("onnxruntime", precision))
     tolerance = tolerance_of(precision, bundle.manifest.score)
     run = run_with_onnxruntime(data)
-    found = difference(bundle, golden, run, name=f"{stem}.onnx", threshold=threshold, scored=scored)
-    check_tolerance(f"{stem}.onnx", found, golden, tolerance)
+    result = difference(bundle, golden, run, name=f"{stem}.onnx", threshold=threshold, scored=scored)
+    check_tolerance(f"{stem}.onnx", result, golden, tolerance)
     notes: tuple[str, ...] = ()
     if precision == "fp16" and not scored:
         emulated = emulate_fp16(bundle, golden, fp32)
@@ -173,45 +174,49 @@ def _verified(
             with_scoring=scored,
             weights_sha256=bundle.manifest.files[bundle.manifest.weights].sha256,
             ranges_sha256=_sha256(json_from_ranges(ranges)) if precision == "int8" and ranges is not None else None,
-            difference=found,
+            difference=result,
             notes=notes,
         ),
     )
 
 
-def store(draft: Draft, made: Sequence[VerifiedGraph]) -> tuple[set[str], list[str]]:
-    """Write graphs and their records, and drop thresholds of precisions whose graph changed.
+def store(draft: Draft, graphs: Sequence[VerifiedGraph]) -> tuple[set[str], list[str]]:
+    """Write graphs and their manifest entries; drop the thresholds of each precision with a changed or removed one.
 
-    A changed FP32 graph takes the graphs along that came from the old one and were not made anew. Returns the names of
-    the files that are not what the bundle had, and a sentence for each graph that is gone.
+    A changed FP32 graph also removes every stored graph that is not among ``graphs``, since the old FP32 graph was its
+    source. Returns the names of the files that were added or changed, and a note for each graph that was removed.
     """
-    graphs, before = dict(draft.manifest.graphs), draft.manifest.files
-    new = {one.record.file for one in made if draft.write(one.record.file, one.data) != before.get(one.record.file)}
-    changed = [one for one in made if one.stem in graphs and one.record.file in new]
+    entries, before = dict(draft.manifest.graphs), draft.manifest.files
+    new_files = {
+        graph.record.file
+        for graph in graphs
+        if draft.write(graph.record.file, graph.data) != before.get(graph.record.file)
+    }
+    changed = [graph for graph in graphs if graph.stem in entries and graph.record.file in new_files]
     stale: list[str] = []
-    if any(one.stem == "model.fp32" for one in changed):
-        stale = [stem for stem in graphs if stem not in {one.stem for one in made}]
-    for one in made:
-        graphs[one.stem] = one.record
+    if any(graph.stem == "model.fp32" for graph in changed):
+        stale = [stem for stem in entries if stem not in {graph.stem for graph in graphs}]
+    for graph in graphs:
+        entries[graph.stem] = graph.record
     for stem in stale:
-        draft.remove(graphs.pop(stem).file)
-    precisions = {one.precision for one in changed} | {precision_of(stem) for stem in stale}
-    gone = {str(EngineKey(target, precision)) for target in TARGETS for precision in precisions}
-    thresholds = {name: value for name, value in draft.manifest.thresholds.items() if name not in gone}
-    draft.manifest = draft.manifest.replace(graphs=graphs, thresholds=thresholds)
-    return new, [f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now" for stem in stale]
+        draft.remove(entries.pop(stem).file)
+    precisions = {graph.precision for graph in changed} | {precision_of(stem) for stem in stale}
+    engines = {str(EngineKey(target, precision)) for target in TARGETS for precision in precisions}
+    thresholds = {name: value for name, value in draft.manifest.thresholds.items() if name not in engines}
+    draft.manifest = draft.manifest.replace(graphs=entries, thresholds=thresholds)
+    return new_files, [f"{stem}.onnx was removed: the FP32 graph it was derived from has changed" for stem in stale]
 
 
-def dropped_thresholds(before: Manifest, after: Manifest) -> list[str]:
-    """A sentence where thresholds went because their graphs changed."""
-    gone = sorted(set(before.thresholds) - set(after.thresholds))
-    if not gone:
+def dropped_threshold_notes(before: Manifest, after: Manifest) -> list[str]:
+    """A note that names the thresholds dropped because their graphs changed; empty if there are none."""
+    dropped = sorted(set(before.thresholds) - set(after.thresholds))
+    if not dropped:
         return []
-    return [f"the graphs changed, so the thresholds of {', '.join(gone)} no longer hold: run 'adedge calibrate' again"]
+    return [f"the graphs changed, so the thresholds of {', '.join(dropped)} were dropped: run 'adedge calibrate' again"]
 
 
 def precision_of(stem: str) -> Precision:
-    """The precision of a graph by its stem: "scored.int8-fp16" is INT8."""
+    """The precision of a graph with this stem: "scored.int8-fp16" is INT8."""
     kind = stem.split(".")[1].split("-")[0]
     return next(precision for precision in PRECISIONS if precision == kind)
 
@@ -222,23 +227,23 @@ def json_from_ranges(ranges: Ranges) -> str:
 
 
 def run_with_onnxruntime(graph: bytes) -> Run:
-    """Run a graph as the runtime does: (N, C, H, W) float32 -> its outputs."""
+    """A function that runs the graph as the runtime does: (N, C, H, W) float32 -> its outputs."""
 
     def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        parts = []
+        results = []
         with OnnxRuntimeBackend(graph, batch=min(BATCH, len(frames)), or_fewer=True) as backend:
             for start in range(0, len(frames), backend.batch):
-                part = frames[start : start + backend.batch]
-                backend.input[: len(part)] = part
-                backend.run(len(part))
-                parts.append([output[: len(part)].copy() for output in backend.outputs])
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+                batch = frames[start : start + backend.batch]
+                backend.input[: len(batch)] = batch
+                backend.run(len(batch))
+                results.append([output[: len(batch)].copy() for output in backend.outputs])
+        return [np.concatenate(outputs) for outputs in zip(*results, strict=True)]
 
     return run
 
 
 def emulate_fp16(bundle: Bundle, golden: Golden, fp32: bytes) -> Difference:
-    """The golden frames' difference with every weight and activation rounded to FP16, as on a GPU."""
+    """The difference on the golden frames with every weight and activation rounded to FP16, as on a GPU."""
     import onnxruntime as ort
 
     from adedge.export.fp16 import rounded_to_fp16
@@ -250,8 +255,8 @@ def emulate_fp16(bundle: Bundle, golden: Golden, fp32: bytes) -> Difference:
     name = session.get_inputs()[0].name
 
     def run(frames: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        parts = [session.run(None, {name: frame[None]}) for frame in frames]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        results = [session.run(None, {name: frame[None]}) for frame in frames]
+        return [np.concatenate(outputs) for outputs in zip(*results, strict=True)]
 
     return difference(bundle, golden, run, name="the network with every activation in FP16")
 
@@ -259,7 +264,7 @@ def emulate_fp16(bundle: Bundle, golden: Golden, fp32: bytes) -> Difference:
 def _fp16_notes(emulated: Difference) -> tuple[str, ...]:
     auroc = "" if emulated.auroc_change is None else f", AUROC {emulated.auroc_change:+.4f}"
     return (
-        "on a CPU ONNX Runtime computes this graph in FP32: the difference is that of weights rounded to FP16",
+        "on a CPU, ONNX Runtime computes this graph in FP32: the difference comes from rounding the weights to FP16",
         f"with every activation rounded to FP16 as well, as on a GPU: map error {emulated.map_error:.2e}, "
         f"score error {emulated.score_error:.2e}{auroc}",
     )

@@ -1,8 +1,8 @@
-"""Append the scoring to a graph: frame in, map and score out, for runtimes that know nothing of adedge.
+"""Append the scoring to a graph: frame in, map and score out, for runtimes without adedge.
 
-The nodes equal `adedge.scoring` and always compute in FP32, whatever precision the network has. They keep to operators
-that TensorRT 8.5 parses: the mirrored border is a Gather with constant indices (ONNX's Pad "reflect" leaves the edge
-pixel out), windows are pooled one axis after the other, an ellipse is the maximum over its rows.
+The nodes compute what `adedge.scoring` does, always in FP32, whatever the network's precision. They use only operators
+that TensorRT 8.5 parses: the mirrored border is a Gather with constant indices (ONNX's Pad "reflect" omits the edge
+pixel), windows are pooled one axis at a time, and an ellipse is the maximum over its rows.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ROWS, _COLUMNS = 2, 3  # axes of (N, C, H, W)
 
 
 def append_scoring(graph: bytes, score: ScoreSpec, spec: InputSpec) -> bytes:
-    """Replace a detector graph's outputs by "map" float32 (N, H, W) and "score" float32 (N,).
+    """Replace a detector graph's outputs with "map" float32 (N, H, W) and "score" float32 (N,).
 
-    Raises `EngineError` where the outputs are not what ``score`` compares.
+    Raises `EngineError` if the graph does not have the outputs that ``score`` compares.
     """
     model = parse(graph)
     expected = 2 if isinstance(score.comparison, Dssim) or score.reduce == "output" else 1
     if len(model.graph.output) != expected:
-        raise EngineError(f"the score compares {expected} output(s) and the graph has {len(model.graph.output)}")
+        raise EngineError(f"the score compares {expected} output(s), but the graph has {len(model.graph.output)}")
     ranks = [len(output.type.tensor_type.shape.dim) for output in model.graph.output]
     images = [f"network_{output.name}" for output in model.graph.output]
     for output, name in zip(model.graph.output, images, strict=True):
@@ -71,7 +71,7 @@ def append_scoring(graph: bytes, score: ScoreSpec, spec: InputSpec) -> bytes:
 
 
 class _Nodes:
-    """Appends nodes and constants under names of their own; `add` returns the name of the node's output."""
+    """Appends nodes and constants under unique names; each method returns the name of the output or constant."""
 
     def __init__(self, graph: GraphProto, opset: int) -> None:
         self.graph = graph
@@ -111,16 +111,16 @@ class _Nodes:
 def _dssim(nodes: _Nodes, a: str, b: str, spec: Dssim, frame: InputSpec) -> str:
     """(1 - SSIM) / 2 per pixel, mean over channels: (N, C, H, W) twice -> (N, 1, H, W).
 
-    With d = a - b, 1 - SSIM's luminance term is l = mean(d)^2 / (mean(a)^2 + mean(b)^2 + C1) and 1 - its structure term
-    is s = var(d) / (var(a) + var(b) + C2), so (1 - SSIM) / 2 = (l + s - l s) / 2. The usual form subtracts numbers
-    close to 1 where the images nearly agree; this one keeps its digits in FP32 there.
+    With d = a - b, one minus SSIM's luminance term is l = mean(d)^2 / (mean(a)^2 + mean(b)^2 + C1), and one minus its
+    structure term is s = var(d) / (var(a) + var(b) + C2), so (1 - SSIM) / 2 = (l + s - l s) / 2. Where the images
+    nearly agree, the usual form subtracts numbers close to 1 and loses digits; this one stays accurate in FP32.
     """
     c1, c2 = (nodes.number(value) for value in dssim_constants(spec.data_range))
     unbiased = nodes.number(spec.window**2 / (spec.window**2 - 1))
     d = nodes.add("Sub", a, b)
     squares = nodes.add("Add", nodes.add("Mul", a, a), nodes.add("Mul", b, b))
     size = (frame.height, frame.width)
-    # One pooling of everything that is averaged, stacked on the channel axis.
+    # Stacked on the channel axis, all averages take one pooling.
     stacked = nodes.add("Concat", a, b, d, squares, nodes.add("Mul", d, d), axis=1)
     pooled = _box(nodes, stacked, spec.window, size)
     channels = frame.channels
@@ -138,7 +138,7 @@ def _dssim(nodes: _Nodes, a: str, b: str, spec: Dssim, frame: InputSpec) -> str:
 
 
 def _box(nodes: _Nodes, data: str, size: int, frame: tuple[int, int]) -> str:
-    """Mean over size x size windows, even ones reaching further up and left as SciPy's."""
+    """Mean over size x size windows; even sizes reach one pixel further up and left, as in SciPy."""
     for axis, kernel in ((_ROWS, [size, 1]), (_COLUMNS, [1, size])):
         data = _mirror(nodes, data, axis, frame, size // 2, size - 1 - size // 2)
         data = nodes.add("AveragePool", data, kernel_shape=kernel, strides=[1, 1])
@@ -156,7 +156,7 @@ def _gaussian(nodes: _Nodes, maps: str, sigma: float, frame: tuple[int, int]) ->
 
 
 def _opening(nodes: _Nodes, maps: str, size: int, frame: tuple[int, int]) -> str:
-    """Dilation of the erosion; an erosion is the dilation of the negated map, negated."""
+    """Dilation of the erosion, where erosion is the negated dilation of the negated map."""
     footprint = ellipse(size)
     before, after = size // 2, size - 1 - size // 2
     eroded = nodes.add("Neg", _dilate(nodes, nodes.add("Neg", maps), footprint, before, after, frame))
@@ -166,7 +166,7 @@ def _opening(nodes: _Nodes, maps: str, size: int, frame: tuple[int, int]) -> str
 def _dilate(
     nodes: _Nodes, maps: str, footprint: NDArray[np.bool_], before: int, after: int, frame: tuple[int, int]
 ) -> str:
-    """Maximum over the footprint: each of its rows is one run of pixels, so a 1 x n pooling of the shifted map."""
+    """Maximum over the footprint: each of its rows is one run of pixels, hence a 1 x n pooling of the shifted map."""
     height, width = frame
     for axis in (_ROWS, _COLUMNS):
         maps = _mirror(nodes, maps, axis, frame, before, after)
@@ -181,7 +181,7 @@ def _dilate(
 
 
 def _mirror(nodes: _Nodes, data: str, axis: int, frame: tuple[int, int], before: int, after: int) -> str:
-    """Extend an axis by its mirror image, edge included, as often as it takes."""
+    """Extend an axis by its mirror image, edge pixel included, repeating it as often as needed."""
     indices = np.pad(np.arange(frame[axis - 2], dtype=np.int64), (before, after), mode="symmetric")
     return nodes.add("Gather", data, nodes.constant(indices), axis=axis)
 

@@ -1,7 +1,7 @@
-"""Whether engines decide as the model did: on the golden frames, and on as many further pictures as there are.
+"""Prove that engines decide as the model did, on the golden frames and on any number of further pictures.
 
-Both go through the code of `adedge run`, on the machine that is asked. The model's scores of further pictures stay in
-the bundle once they were computed, so that a device without PyTorch can be compared with it on all of them.
+Both run on this machine through the code of `adedge run`. The model's scores of further pictures are stored in the
+bundle, so that a device without PyTorch can be compared with the model on all of them.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ REFERENCE_SCORES = "reference-scores.json"
 
 
 class ReferenceScores(Record):
-    """reference-scores.json: the raw score that the model with these weights gave each picture, by picture digest."""
+    """reference-scores.json: the raw scores of the model with these weights, keyed by picture digest."""
 
     weights_sha256: str
     scores: dict[str, float]
 
 
 class Proof(Record):
-    """What one engine did on this machine, compared with the model.
+    """One engine on this machine compared with the model.
 
-    ``golden`` is its difference on the golden frames; where the engine cannot run here it is None, and ``problem`` says
-    why. ``problem`` also tells of a difference beyond the tolerance. ``pictures``, ``flips`` and ``score_error`` (the
-    largest absolute difference of a raw score) are those of the further pictures, or of the golden frames where none
-    were given; ``flips`` is None where the bundle lacks one of the two thresholds. With 95% confidence at most a share
-    of ``flip_rate`` of such pictures is decided otherwise.
+    ``golden`` is its difference on the golden frames, None if the engine cannot run here or its output is not finite;
+    ``problem`` then says why. ``problem`` also reports a difference beyond the tolerance. ``pictures``, ``flips`` and
+    ``score_error`` (the largest absolute difference of a raw score) refer to the further pictures, or without any to
+    the golden frames; ``flips`` is None if the bundle lacks one of the two thresholds. ``flip_rate`` is the upper 95%
+    confidence bound on the share of such pictures that the engine decides differently.
     """
 
     engine: str
@@ -58,7 +58,7 @@ class Proof(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Further pictures and the model's raw scores (N,) of them, in the same order."""
+    """Further pictures and the model's raw scores of them (N,), in the same order."""
 
     samples: Sequence[Sample]
     scores: NDArray[np.float32]
@@ -73,9 +73,9 @@ def prove(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Proof]:
-    """Compare each engine of the bundle with the model, one after the other.
+    """Compare each engine of the bundle with the model, one at a time.
 
-    An engine that cannot run here, or is further from the model than its precision may be, is told of in its proof.
+    If an engine cannot run here or differs by more than its precision's tolerance, its `Proof` reports the problem.
 
     >>> from adedge import open_bundle
     >>> for proof in prove(open_bundle("bottle.adedge")):
@@ -95,42 +95,46 @@ def prove(
 def pictures_with_scores(
     bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None
 ) -> tuple[Pictures, Bundle]:
-    """Pictures with the model's scores, those that the bundle does not know computed and stored; the bundle reopened.
+    """Look up the model's score of each picture, computing and storing those that the bundle lacks.
 
-    Raises `MissingDependency` where a score is unknown and there is no PyTorch to compute it with, `BundleError`.
+    Duplicate pictures count once. Returns the reopened bundle too. Raises `GateError` if the bundle lacks a score and
+    the model cannot run here, `BundleError`.
     """
     samples = list({sample.digest: sample for sample in samples}.values())
-    known = dict(stored_scores(bundle))
-    missing = [sample for sample in samples if sample.digest not in known]
+    scores = dict(stored_scores(bundle))
+    missing = [sample for sample in samples if sample.digest not in scores]
     if missing:
         try:
             backend = load_reference(bundle)
         except MissingDependency as error:
             raise GateError(
-                f"{len(missing)} of {len(samples)} pictures have no score of the model in the bundle, and the model "
-                f"cannot run here ({error}): run this command where it was trained, then copy the bundle"
+                f"{len(missing)} of {len(samples)} pictures have no model score in the bundle, and the model cannot "
+                f"run here ({error}): run this command where the model was trained, then copy the bundle"
             ) from error
         with closing(backend):
             manifest = bundle.manifest
             judged = judge_samples(
                 backend, manifest.input, manifest.score, missing, name=manifest.reference, progress=progress
             )
-        known.update((sample.digest, float(score)) for sample, score in zip(missing, judged.scores, strict=True))
+        scores.update((sample.digest, float(score)) for sample, score in zip(missing, judged.scores, strict=True))
         weights = bundle.manifest.files[bundle.manifest.weights].sha256
         with bundle.edit() as draft:
-            draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=known).model_dump())
+            draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
         bundle = Bundle.open(bundle.path)
-    return Pictures(samples=samples, scores=np.array([known[s.digest] for s in samples], np.float32)), bundle
+    return Pictures(samples=samples, scores=np.array([scores[s.digest] for s in samples], np.float32)), bundle
 
 
 def stored_scores(bundle: Bundle) -> Mapping[str, float]:
-    """The model's scores by picture digest, as far as the bundle has them for its present weights."""
+    """The model's scores in the bundle, keyed by picture digest; empty if they belong to other weights.
+
+    Raises `BundleError` if the file is not valid.
+    """
     if not bundle.has(REFERENCE_SCORES):
         return {}
     try:
         stored = ReferenceScores.model_validate(bundle.json(REFERENCE_SCORES))
     except ValidationError as error:
-        raise BundleError(f"{bundle.path / REFERENCE_SCORES} is not what adedge writes: remove it") from error
+        raise BundleError(f"{bundle.path / REFERENCE_SCORES} is not a valid file of model scores: remove it") from error
     return stored.scores if stored.weights_sha256 == bundle.manifest.files[bundle.manifest.weights].sha256 else {}
 
 
@@ -144,10 +148,10 @@ def _proof(
 ) -> Proof:
     name, spec, score = str(key), bundle.manifest.input, bundle.manifest.score
     judged = judge_frames(backend, spec, score, golden.frames, name=name)
-    found = difference_of(bundle, golden, judged, name=name, threshold=name)
+    difference = difference_of(bundle, golden, judged, name=name, threshold=name)
     problem = None
     try:
-        check_tolerance(name, found, golden, tolerance_of(key.precision, score))
+        check_tolerance(name, difference, golden, tolerance_of(key.precision, score))
     except GateError as error:
         problem = str(error)
     expected, scores = golden.scores, judged.scores
@@ -157,7 +161,7 @@ def _proof(
     flips = flips_of(bundle.manifest, name, expected, scores)
     return Proof(
         engine=name,
-        golden=found,
+        golden=difference,
         pictures=len(scores),
         flips=flips,
         flip_rate=None if flips is None else rate_bound(flips, len(scores)),

@@ -1,4 +1,4 @@
-"""How far a graph or an engine is from PyTorch, measured on the golden frames, and how far it may be."""
+"""How far a graph or an engine is from the reference on the golden frames, and how far it may be."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far maps and scores may be from PyTorch's, as fractions of the largest map value and score there.
+    """How far maps and scores may be from the reference's, as fractions of its largest map value and score.
 
-    ``auroc_drop`` bounds PyTorch's AUROC minus the graph's, where the golden frames are of both labels; one pair of
-    frames may change order in any case.
+    ``auroc_drop`` bounds the reference's AUROC minus the graph's if the golden frames have both labels; one pair of
+    frames may always change order.
     """
 
     map_error: float
@@ -37,15 +37,15 @@ class Tolerance:
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(map_error=1e-3, score_error=1e-4, auroc_drop=0.0),
     "fp16": Tolerance(map_error=0.05, score_error=0.02, auroc_drop=0.005),
-    # One pixel may be off by much where both images are flat; scores are what verdicts are made of. Of 16 good and 16
-    # anomalous frames, a drop of 0.02 is five pairs of the 256 that change order.
+    # Where both images are flat a single pixel may differ a lot, but verdicts depend on scores. With 16 good and 16
+    # anomalous frames, a drop of 0.02 means that five of the 256 pairs change order.
     "int8": Tolerance(map_error=0.5, score_error=0.15, auroc_drop=0.02),
 }
-# Where the network gives the score itself, its map decides nothing, and may be a gradient: that jumps wherever rounding
-# moves a pooling's maximum from one pixel to the next or an activation across 0.
+# If the network outputs the score itself, its map decides nothing and may be a gradient, which jumps wherever rounding
+# moves a pooling's maximum to another pixel or an activation across 0.
 SHOWN_MAP_ERROR: Mapping[Precision, float] = {"fp32": 0.1, "fp16": 0.25, "int8": 0.5}
 
-_REMEDY = "name the others in --precision, or calibrate INT8 with a smaller --max-score-noise"
+_REMEDY = "leave this precision out with --precision, or calibrate INT8 with a smaller --max-score-noise"
 
 
 def tolerance_of(precision: Precision, score: ScoreSpec) -> Tolerance:
@@ -63,11 +63,11 @@ def difference(
     threshold: str | None = None,
     scored: bool = False,
 ) -> Difference:
-    """Run the golden frames and compare maps, scores and verdicts with what PyTorch gave.
+    """Run the golden frames and compare maps, scores and verdicts with the reference's.
 
-    ``run`` takes network input (N, C, H, W) float32 and gives the network's outputs, or with ``scored`` maps (N, H, W)
-    and scores (N,). ``threshold`` is the key of the threshold that goes with it, as "onnxruntime/int8"; flips are
-    counted where the bundle has it and the one of its reference. Raises `GateError` where an output is not finite.
+    ``run`` takes network input (N, C, H, W) float32 and returns the network's outputs, or if ``scored`` maps (N, H, W)
+    and scores (N,). ``threshold`` is the key of its threshold, such as "onnxruntime/int8"; flips are counted if the
+    bundle has both that threshold and the reference's. Raises `GateError` if an output is not finite.
     """
     manifest = bundle.manifest
     outputs = run(network_input(golden.frames, manifest.input))
@@ -86,13 +86,13 @@ def difference_of(
     name: str,
     threshold: str | None = None,
 ) -> Difference:
-    """Compare maps and scores of the golden frames with what PyTorch gave; see `difference`."""
+    """Compare maps and scores of the golden frames with the reference's; see `difference`."""
     maps, scores = np.stack(judged.maps), judged.scores
-    broken = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
-    if broken.any():
+    not_finite = ~np.isfinite(maps).all(axis=(1, 2)) | ~np.isfinite(scores)
+    if not_finite.any():
         raise GateError(
-            f"{name} gives values that are not finite for golden frame {int(np.argmax(broken))}: nothing was written; "
-            "with --precision, leave out the precision that cannot hold this network's values"
+            f"{name} gives values that are not finite for golden frame {int(np.argmax(not_finite))}: "
+            "use --precision to leave out the precision that overflows; the bundle is unchanged"
         )
     return Difference(
         map_error=float(np.abs(maps - golden.maps).max()),
@@ -103,39 +103,40 @@ def difference_of(
     )
 
 
-def check_tolerance(name: str, found: Difference, golden: Golden, tolerance: Tolerance) -> None:
-    """Raise `GateError` where a graph is further from PyTorch than ``tolerance`` allows."""
-    for what, error, allowed, largest in (
-        ("map", found.map_error, tolerance.map_error, np.abs(golden.maps).max()),
-        ("score", found.score_error, tolerance.score_error, np.abs(golden.scores).max()),
+def check_tolerance(name: str, result: Difference, golden: Golden, tolerance: Tolerance) -> None:
+    """Raise `GateError` if a graph or engine differs from the reference by more than ``tolerance``."""
+    for what, error, fraction, largest in (
+        ("map", result.map_error, tolerance.map_error, np.abs(golden.maps).max()),
+        ("score", result.score_error, tolerance.score_error, np.abs(golden.scores).max()),
     ):
-        if not error <= allowed * largest:
+        if not error <= fraction * largest:
             raise GateError(
-                f"{name} differs from the model by {error:.2e} in a {what}, and {allowed:g} of the largest {what}, "
-                f"{allowed * largest:.2e}, is allowed: {_REMEDY}; the bundle is as it was"
+                f"{name} differs from the model by {error:.2e} in a {what}; at most {fraction * largest:.2e} "
+                f"({fraction:g} of the largest {what}) is allowed: {_REMEDY}; the bundle is unchanged"
             )
-    # However few the golden frames are, one pair of them that changes order is allowed: less cannot be lost.
+    # One pair changing order is the smallest possible loss, so it is allowed however few golden frames there are.
     good = int(np.sum(golden.labels == 0))
     pairs = good * (len(golden.labels) - good)
-    if found.auroc_change is not None and -found.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
+    if result.auroc_change is not None and -result.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
         raise GateError(
-            f"{name} loses {-found.auroc_change:.4f} AUROC on the golden frames, and {tolerance.auroc_drop:g} is "
-            f"allowed: {_REMEDY}; the bundle is as it was"
+            f"{name} loses {-result.auroc_change:.4f} AUROC on the golden frames; at most {tolerance.auroc_drop:g} is "
+            f"allowed: {_REMEDY}; the bundle is unchanged"
         )
 
 
 def flips_of(
     manifest: Manifest, engine: str | None, expected: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]]
 ) -> int | None:
-    """How many of N pictures an engine decides otherwise than its reference, each at its own threshold.
+    """Count the pictures on which an engine and the reference disagree, each deciding at its own threshold.
 
-    ``expected`` (N,) are the reference's raw scores, ``scores`` (N,) the engine's. None where a threshold is missing.
+    ``expected`` (N,) are the reference's raw scores, ``scores`` (N,) the engine's. None if a threshold is missing.
     """
-    reference, own = manifest.threshold(manifest.reference), None if engine is None else manifest.threshold(engine)
-    if reference is None or own is None:
+    reference_threshold = manifest.threshold(manifest.reference)
+    engine_threshold = None if engine is None else manifest.threshold(engine)
+    if reference_threshold is None or engine_threshold is None:
         return None
-    # In float64, as `adedge run` compares: a threshold need not be a float32.
-    return count_flips(expected.astype(np.float64) > reference, scores.astype(np.float64) > own)
+    # In float64, as in `adedge run`: a threshold need not be representable in float32.
+    return count_flips(expected.astype(np.float64) > reference_threshold, scores.astype(np.float64) > engine_threshold)
 
 
 def _auroc_change(golden: Golden, scores: NDArray[np.floating[Any]]) -> float | None:

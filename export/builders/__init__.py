@@ -1,4 +1,4 @@
-"""One builder for each target: from the bundle's explicit-precision graphs to a plan."""
+"""One builder per target: from the bundle's explicitly typed graphs to a plan."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adedge.specs import Precision, Target
 
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
-# The graphs that a target may build a precision from, best first. FP16 scales let TensorRT run what is not quantised
-# in FP16; a CPU computes FP16 in FP32 and gains nothing from them.
+# The graphs that a target can build each precision from, preferred first. With FP16 scales TensorRT runs unquantised
+# layers in FP16; a CPU computes FP16 in FP32 and gains nothing from them.
 GRAPHS: Mapping[Target, Mapping[Precision, tuple[str, ...]]] = {
     "onnxruntime": {"fp32": ("model.fp32",), "fp16": ("model.fp16",), "int8": ("model.int8",)},
     "tensorrt": {
@@ -31,12 +31,14 @@ DEFAULT_WORKSPACE_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How to build. None or False leaves a choice to the builder; what a target cannot do is refused by `check`.
+    """Options of a build; `check` rejects those that the target does not support.
 
-    ``batch`` is the (least, usual, most) frames at once. ``workspace_bytes`` bounds TensorRT's scratch memory while
-    building (default 1 GiB: TensorRT's own default is all of the device's). ``opt_level`` is TensorRT's 0 to 5.
-    ``timing_cache`` is read where it exists and updated. ``compute_capabilities`` ("8.9") are what TensorRT-RTX builds
-    for, by default all that it knows. ``tf32`` lets FP32 convolutions round their inputs to TF32.
+    ``batch`` is the (min, opt, max) number of frames per run (default: see `adedge.export.build.default_batch`).
+    ``workspace_bytes`` limits TensorRT's scratch memory during the build (default 1 GiB; TensorRT's own default is all
+    device memory). ``dla_core`` runs the engine on that DLA core (default: on the GPU). ``opt_level`` is TensorRT's
+    builder optimisation level, 0 to 5. ``timing_cache`` is read if it exists, and updated. ``compute_capabilities``
+    ("8.9") are those that TensorRT-RTX builds for, by default all that it supports. ``tf32`` allows FP32 convolutions
+    to round their inputs to TF32.
     """
 
     batch: tuple[int, int, int] | None = None
@@ -50,11 +52,11 @@ class BuildOptions:
     tf32: bool = False
 
     def check(self, target: Target) -> None:
-        """Refuse what contradicts itself or does not apply to ``target``. Raises `UsageError`."""
-        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
-        foreign = sorted(given - _APPLY[target])
-        if foreign:
-            names = ", ".join("--" + _OPTION.get(name, name.replace("_", "-")) for name in foreign)
+        """Raise `UsageError` if an option is invalid or does not apply to ``target``."""
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        unsupported = sorted(changed - _SUPPORTED[target])
+        if unsupported:
+            names = ", ".join("--" + _OPTION_NAMES.get(name, name.replace("_", "-")) for name in unsupported)
             raise UsageError(f"{names}: not an option of --target {target}")
         if self.batch is not None and not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             text = ",".join(map(str, self.batch))
@@ -67,17 +69,17 @@ class BuildOptions:
             raise UsageError(f"--dla-core {self.dla_core}: cores are numbered from 0")
 
 
-_APPLY: Mapping[Target, set[str]] = {
+_SUPPORTED: Mapping[Target, set[str]] = {
     "onnxruntime": {"batch"},
     "tensorrt-rtx": {"batch", "compute_capabilities", "tf32"},
     "tensorrt": {field.name for field in fields(BuildOptions)} - {"compute_capabilities"},
 }
-_OPTION = {"workspace_bytes": "workspace", "compute_capabilities": "compute-capability"}
+_OPTION_NAMES = {"workspace_bytes": "workspace", "compute_capabilities": "compute-capability"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a builder builds from: the graphs by stem, the precision, and the detector's (channels, height, width)."""
+    """A builder's input: graphs by stem, precision, the network input's (C, H, W), and the (min, opt, max) batch."""
 
     graphs: Mapping[str, bytes]
     precision: Precision
@@ -86,8 +88,8 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
-    """A plan, and what `adedge.runtime.engines.EngineRecord` keeps of how it came about."""
+class BuildResult:
+    """A plan and how it was built, as `adedge.runtime.engines.EngineRecord` records it."""
 
     plan: bytes
     graph: str
@@ -102,7 +104,7 @@ class Built:
     flags: Mapping[str, bool | int | float | str]
 
 
-Builder = Callable[[Source, BuildOptions, Progress | None], Built]
+Builder = Callable[[Source, BuildOptions, Progress | None], BuildResult]
 
 
 def builder_of(target: Target) -> Builder:

@@ -1,22 +1,22 @@
-"""ONNX Runtime's plan is the verified graph itself: it optimises while loading, for the processor it then runs on."""
+"""ONNX Runtime: the plan is the verified graph itself, which ONNX Runtime optimises for the processor at load time."""
 
 from __future__ import annotations
 
-from adedge.export.builders import GRAPHS, BuildOptions, Built, Source
+from adedge.export.builders import GRAPHS, BuildOptions, BuildResult, Source
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version
 from adedge.runtime.engines import Tensor
 
 
-def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:
-    """Load the graph once, which checks that ONNX Runtime takes it, and hand it on unchanged.
+def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> BuildResult:
+    """Check that ONNX Runtime loads the graph, and return it unchanged as the plan.
 
-    Raises `EngineError` where ONNX Runtime refuses the graph, `MissingDependency` where it is not installed.
+    Raises `EngineError` if ONNX Runtime rejects the graph, `MissingDependency` if it is not installed.
     """
     graph = GRAPHS["onnxruntime"][source.precision][0]
     with OnnxRuntimeBackend(source.graphs[graph], batch=source.batch[2]) as backend:
         outputs = zip(backend.output_names, backend.outputs, strict=True)
-        return Built(
+        return BuildResult(
             plan=source.graphs[graph],
             graph=graph,
             input=Tensor(name=backend.input_name, shape=backend.input.shape[1:]),

@@ -1,8 +1,8 @@
 """TensorRT 8.5 to 11: build a plan on the GPU that will run it.
 
-Strong typing (TensorRT 10 and later) takes every type from the graph. Weak typing (8.5 to 10.x; 11 removed it) takes
-precisions from builder flags. What a version has is asked of the module itself, never guessed from its number, and the
-ways to build are tried in order: Q/DQ with FP16 scales, Q/DQ with FP32 scales, weak typing.
+Strong typing (TensorRT 10 and later) takes every type from the graph. Weak typing (8.5 to 10.x, removed in 11) takes
+precisions from builder flags. Typing modes and builder options are detected on the module itself, DLA support by
+version number. The ways to build are tried in order: Q/DQ with FP16 scales, Q/DQ with FP32 scales, weak typing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adedge.errors import EngineError
-from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, Built, Source
+from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, BuildResult, Source
 from adedge.files import write_whole
 from adedge.progress import Progress
 from adedge.runtime.backends.tensorrt import Log, load_libraries, logger_of, machine_info, title
 from adedge.runtime.engines import Tensor, version_tuple
 from adedge.specs import Precision
 
-OLDEST = (8, 5)
+OLDEST_VERSION = (8, 5)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to build: from which graph, strongly typed or with these builder flags."""
+    """One way to build: the graph to parse, strong or weak typing, and the builder flags for weak typing."""
 
     name: str
     graph: str
@@ -37,7 +37,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class SerializedEngine:
-    """A serialised engine, the tensors that TensorRT's parser found in its graph, and what the builder warned of."""
+    """A serialised engine, the graph's input and outputs as TensorRT parsed them, and the builder's warnings."""
 
     data: bytes
     input: Tensor
@@ -60,17 +60,17 @@ WEAK: Mapping[Precision, tuple[Way, ...]] = {
 }
 
 
-def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:
-    """Try each way that this TensorRT has, in order; the first plan wins.
+def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> BuildResult:
+    """Try each way to build that this TensorRT supports, in order, and return the first plan.
 
-    Raises `MissingDependency` without TensorRT or pycuda, `EngineError` without a GPU, where an option is beyond this
-    TensorRT or this device, or where every way failed: then the message holds each way's reason.
+    Raises `MissingDependency` without TensorRT or pycuda, `EngineError` without a GPU, if this TensorRT or device does
+    not support an option, or with the reason for each attempt if all fail.
     """
     libraries = load_libraries("tensorrt")
-    here = machine_info(libraries)
+    machine = machine_info(libraries)
     trt = libraries.trt
-    if version_tuple(trt.__version__) < OLDEST:
-        raise EngineError(f"{title(trt)} is too old: adedge builds with 8.5 (JetPack 5.1) and later")
+    if version_tuple(trt.__version__) < OLDEST_VERSION:
+        raise EngineError(f"{title(trt)} is too old: adedge requires 8.5 (JetPack 5.1) or later")
     check_dla(trt, source, options)
     attempts: list[str] = []
     for way in ways_to_build(trt, source.precision, dla=options.dla_core is not None):
@@ -84,47 +84,47 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
                 source,
                 lambda builder, config: _configure(trt, builder, config, options),
                 progress,
-                finished=lambda config: _keep_timing_cache(config, options.timing_cache),
+                on_built=lambda config: _save_timing_cache(config, options.timing_cache),
             )
         except EngineError as error:
             attempts.append(f"{way.name}: {error}")
             continue
-        return Built(
+        return BuildResult(
             plan=plan.data,
             graph=way.graph,
             input=plan.input,
             outputs=plan.outputs,
-            library_version=here.library_version,
+            library_version=machine.library_version,
             path=way.name,
             attempts=tuple(attempts),
             warnings=plan.warnings,
-            gpu=here.gpu,
-            compute_capabilities=(str(here.compute_capability),),
+            gpu=machine.gpu,
+            compute_capabilities=(str(machine.compute_capability),),
             flags=_flags(options),
         )
-    raise no_way(title(trt), source.precision, attempts)
+    raise build_failure(title(trt), source.precision, attempts)
 
 
-def no_way(library: str, precision: Precision, attempts: list[str]) -> EngineError:
-    """The error when every way to build has failed."""
+def build_failure(library: str, precision: Precision, attempts: list[str]) -> EngineError:
+    """The error to raise when every attempt has failed."""
     return EngineError(f"{library} cannot build this detector in {precision}: {'; '.join(attempts)}")
 
 
 def ways_to_build(trt: Any, precision: Precision, *, dla: bool = False) -> tuple[Way, ...]:
-    """The ways that this TensorRT module has, best first.
+    """The ways to build that this TensorRT module supports, preferred first.
 
-    The DLA takes precisions from builder flags as long as there are such flags.
+    For a DLA, weak typing is the only way in every version that supports it.
     """
     strong = STRONG[precision] if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else ()
     weak = WEAK[precision] if hasattr(trt.BuilderFlag, "FP16") else ()
     if dla and weak:
         return weak
-    # Weakly typed FP32 computes what strongly typed FP32 does: it is no fallback for it.
+    # Weakly typed FP32 computes the same as strongly typed FP32, so it is no fallback.
     return strong if strong and precision == "fp32" else (*strong, *weak)
 
 
 def check_dla(trt: Any, source: Source, options: BuildOptions) -> None:
-    """Say early why a DLA cannot take this build. Raises `EngineError`."""
+    """Raise `EngineError` before building if the DLA does not support this build."""
     if options.dla_core is None:
         return
     version = version_tuple(trt.__version__)
@@ -137,11 +137,11 @@ def check_dla(trt: Any, source: Source, options: BuildOptions) -> None:
         raise EngineError("a DLA computes in FP16 or INT8 only: choose --precision fp16, or leave --dla-core out")
     if source.precision == "int8" and version < (11,):
         raise EngineError(
-            f"the DLA of {title(trt)} takes no Q/DQ graph: choose --precision fp16 for the DLA, "
+            f"the DLA of {title(trt)} accepts no Q/DQ graph: choose --precision fp16 for the DLA, "
             "or leave --dla-core out to run INT8 on the GPU"
         )
     if len(set(source.batch)) != 1:
-        raise EngineError("a DLA takes one fixed batch: give --batch with three equal numbers, such as --batch 1,1,1")
+        raise EngineError("a DLA requires one fixed batch: give --batch three equal numbers, such as --batch 1,1,1")
 
 
 def build_plan(
@@ -150,29 +150,30 @@ def build_plan(
     source: Source,
     configure: Callable[[Any, Any], None],
     progress: Progress | None = None,
-    finished: Callable[[Any], None] | None = None,
+    on_built: Callable[[Any], None] | None = None,
 ) -> SerializedEngine:
-    """Parse one graph and build it. ``configure(builder, config)`` sets the options of the library at hand.
+    """Parse one graph and build an engine from it.
 
-    Everything TensorRT points at (graph bytes, parser, network) lives in this frame until the plan is serialised.
-    Raises `EngineError` with the parser's errors and node names, or the builder's.
+    ``configure(builder, config)`` sets the options of the library in use; ``on_built(config)`` runs after a successful
+    build. Raises `EngineError` with the parser's errors and node names, or with the builder's errors.
     """
+    # TensorRT holds pointers to graph bytes, parser and network: local variables keep them alive until serialisation.
     logger, log = logger_of(trt)
     log.clear()
-    builder = _made(trt.Builder(logger), "a builder", log)
+    builder = _require(trt.Builder(logger), "a builder", log)
     creation = trt.NetworkDefinitionCreationFlag
     kind = getattr(creation, "STRONGLY_TYPED", None) if way.strong else getattr(creation, "EXPLICIT_BATCH", None)
     if kind is None:
         raise EngineError(f"{title(trt)} has no {'strong' if way.strong else 'weak'} typing")
-    network = _made(builder.create_network(1 << int(kind)), "a network", log)
-    parser = _made(trt.OnnxParser(network, logger), "a parser", log)
+    network = _require(builder.create_network(1 << int(kind)), "a network", log)
+    parser = _require(trt.OnnxParser(network, logger), "a parser", log)
     if not parser.parse(source.graphs[way.graph]):
         raise EngineError(f"{title(trt)} cannot parse {way.graph}.onnx: {parser_errors(parser)}")
-    signature = _signature(trt, network, source)
-    config = _made(builder.create_builder_config(), "a configuration", log)
+    input_tensor, output_tensors = _network_tensors(trt, network, source)
+    config = _require(builder.create_builder_config(), "a configuration", log)
     for flag in way.flags:
-        config.set_flag(_member(trt, "BuilderFlag", flag, f"the {flag} flag"))
-    _add_profile(builder, config, signature[0].name, source)
+        config.set_flag(_member(trt, "BuilderFlag", flag, f"{flag} flag"))
+    _add_profile(builder, config, input_tensor.name, source)
     configure(builder, config)
     cancelled = threading.Event()
     monitor = _monitor(trt, config, progress, cancelled)
@@ -181,17 +182,17 @@ def build_plan(
     data = _interruptible(lambda: builder.build_serialized_network(network, config), cancelled)
     if data is None:
         raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
-    if finished is not None:
-        finished(config)
-    return SerializedEngine(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.cautions())
+    if on_built is not None:
+        on_built(config)
+    return SerializedEngine(data=bytes(data), input=input_tensor, outputs=output_tensors, warnings=log.cautions())
 
 
 def parser_errors(parser: Any) -> str:
-    """The ONNX parser's errors as one line, each with the node it is about."""
+    """The ONNX parser's errors on one line, each with its node."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        # 8.x knows a node's number only.
+        # 8.x reports only the node's index.
         name = getattr(error, "node_name", None)
         operator = getattr(error, "node_operator", None)
         where = f"node '{name()}'" if name is not None and name() else f"node {error.node()}"
@@ -200,41 +201,41 @@ def parser_errors(parser: Any) -> str:
     return "; ".join(dict.fromkeys(lines)) or "the parser gave no reason"
 
 
-def _signature(trt: Any, network: Any, source: Source) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The parsed network's input and outputs, compared with what the detector expects."""
+def _network_tensors(trt: Any, network: Any, source: Source) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The parsed network's input and outputs; raises `EngineError` if the detector cannot use them."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     if len(tensors) != 1:
-        raise EngineError(f"the graph has {len(tensors)} inputs where one, the frames, is expected: export it again")
+        raise EngineError(f"the graph must have one input, the frames, and has {len(tensors)}: export it again")
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     for tensor in tensors:
         if tensor.dtype != trt.DataType.FLOAT:
             raise EngineError(f"the graph's tensor '{tensor.name}' is {tensor.dtype}, not FLOAT: export it again")
         if any(size < 0 for size in tuple(tensor.shape)[1:]):
             raise EngineError(
-                f"the graph's tensor '{tensor.name}' is {tuple(tensor.shape)}, and only the batch may be dynamic: "
+                f"the graph's tensor '{tensor.name}' has shape {tuple(tensor.shape)}; only the batch may be dynamic: "
                 "export it again"
             )
-    found = [Tensor(name=tensor.name, shape=tuple(tensor.shape)[1:]) for tensor in tensors]
-    if found[0].shape != source.shape:
-        raise EngineError(f"the graph takes {found[0].shape}, the detector {source.shape}: export it again")
-    frames = tensors[0].shape[0]
-    if frames >= 0 and source.batch != (frames, frames, frames):
-        raise EngineError(f"the graph takes exactly {frames} frame(s) at once: export it with a dynamic batch")
-    return found[0], tuple(found[1:])
+    frames, *outputs = [Tensor(name=tensor.name, shape=tuple(tensor.shape)[1:]) for tensor in tensors]
+    if frames.shape != source.shape:
+        raise EngineError(f"the graph takes {frames.shape}, the detector {source.shape}: export it again")
+    batch = tensors[0].shape[0]
+    if batch >= 0 and source.batch != (batch, batch, batch):
+        raise EngineError(f"the graph takes exactly {batch} frame(s) at once: export it with a dynamic batch")
+    return frames, tuple(outputs)
 
 
 def _add_profile(builder: Any, config: Any, name: str, source: Source) -> None:
     profile = builder.create_optimization_profile()
     profile.set_shape(name, *((n, *source.shape) for n in source.batch))
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"TensorRT refuses the batch {','.join(map(str, source.batch))} for input '{name}'")
+        raise EngineError(f"TensorRT rejects the batch {','.join(map(str, source.batch))} for input '{name}'")
 
 
 def _configure(trt: Any, builder: Any, config: Any, options: BuildOptions) -> None:
-    """Set what was asked for on TensorRT's builder configuration; what this version lacks is refused."""
+    """Set the options on TensorRT's builder configuration; raises `EngineError` for those it does not support."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes or DEFAULT_WORKSPACE_BYTES)
     set_tf32(trt, config, options.tf32)
-    # The plan then tells which precision each layer has after fusion: engine.json keeps that.
+    # Makes the plan report each layer's precision after fusion, which engine.json records.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.opt_level is not None:
         if not hasattr(config, "builder_optimization_level"):
@@ -257,7 +258,7 @@ def _configure(trt: Any, builder: Any, config: Any, options: BuildOptions) -> No
 
 
 def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
-    """TensorRT allows TF32 unless told otherwise; FP32 here means FP32 unless asked otherwise."""
+    """Allow or forbid TF32, which TensorRT allows by default: without ``allowed``, FP32 means FP32."""
     if allowed:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
@@ -265,7 +266,7 @@ def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
 
 
 def _flags(options: BuildOptions) -> dict[str, bool | int | float | str]:
-    """What engine.json records of the options: those that were set, and those that TensorRT would set otherwise."""
+    """The options to record in engine.json: those that were set, and those whose default differs from TensorRT's."""
     flags: dict[str, bool | int | float | str] = {
         "workspace_bytes": options.workspace_bytes or DEFAULT_WORKSPACE_BYTES,
         "tf32": options.tf32,
@@ -288,18 +289,17 @@ def _use_timing_cache(config: Any, path: Path) -> None:
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
-            f"the timing cache {path} is not of this GPU and TensorRT version: name another file, or remove it"
+            f"the timing cache {path} was made for another GPU or TensorRT version: name another file, or remove it"
         )
 
 
-def _keep_timing_cache(config: Any, path: Path | None) -> None:
-    """Write the timing cache back."""
+def _save_timing_cache(config: Any, path: Path | None) -> None:
     if path is None:
         return
     cache = config.get_timing_cache()
     data = None if cache is None else cache.serialize()
     if data is None:
-        raise EngineError(f"TensorRT gives no timing cache to write to {path}: leave --timing-cache out")
+        raise EngineError(f"TensorRT provides no timing cache to write to {path}: leave --timing-cache out")
     try:
         write_whole(path, bytes(data))
     except OSError as exc:
@@ -307,21 +307,21 @@ def _keep_timing_cache(config: Any, path: Path | None) -> None:
 
 
 def _member(trt: Any, enum: str, name: str, what: str) -> Any:
-    """A member of one of TensorRT's enumerations that not every version has."""
+    """A member of a TensorRT enumeration; raises `EngineError` if this version lacks it."""
     member = getattr(getattr(trt, enum, None), name, None)
     if member is None:
         raise EngineError(f"{title(trt)} has no {what}: leave it out")
     return member
 
 
-def _made(value: _T | None, what: str, log: Log) -> _T:
+def _require(value: _T | None, what: str, log: Log) -> _T:
     if value is None:
-        raise EngineError(f"TensorRT cannot make {what}: {log.explain()}")
+        raise EngineError(f"TensorRT cannot create {what}: {log.explain()}")
     return value
 
 
 def _monitor(trt: Any, config: Any, progress: Progress | None, cancelled: threading.Event) -> Any | None:
-    """TensorRT's progress, where it has such a thing (10 and later); answering False stops the build."""
+    """A progress monitor that stops the build once ``cancelled`` is set; None before TensorRT 10, which has none."""
     if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
         return None
 
@@ -331,7 +331,7 @@ def _monitor(trt: Any, config: Any, progress: Progress | None, cancelled: thread
             self.steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            # Sub-phases come and go by hundreds; the outermost is what a person can follow.
+            # There are hundreds of short sub-phases; only the outermost is worth showing.
             if parent_phase is None:
                 self.steps[phase_name] = num_steps
 
@@ -347,9 +347,9 @@ def _monitor(trt: Any, config: Any, progress: Progress | None, cancelled: thread
 
 
 def _interruptible(call: Callable[[], _T], cancelled: threading.Event) -> _T:
-    """Run a call that holds no lock of Python's for minutes, so that Ctrl-C reaches this thread at once.
+    """Run a long call that releases the GIL in another thread, so that this one handles Ctrl-C at once.
 
-    An interrupt sets ``cancelled``, which the progress monitor passes on, and waits a little for the build to stop.
+    An interrupt sets ``cancelled``, which makes the progress monitor stop the build, and waits up to 10 s for that.
     """
     results: list[_T] = []
     errors: list[BaseException] = []
@@ -365,7 +365,7 @@ def _interruptible(call: Callable[[], _T], cancelled: threading.Event) -> _T:
 
     try:
         threading.Thread(target=work, name="adedge-build", daemon=True).start()
-        # Not Thread.join: interrupted, it takes the thread for ended in Python 3.10 and 3.11.
+        # Not Thread.join: in Python 3.10 and 3.11 an interrupted join marks the thread as finished.
         while not done.wait(0.2):
             pass
     except BaseException:

@@ -1,6 +1,7 @@
-"""TensorRT-RTX: plans built ahead of time, on any x86-64 processor, for the GPUs they will run on.
+"""TensorRT-RTX: plans built ahead of time, on any x86-64 machine, for the GPUs that will run them.
 
-The same parser as TensorRT's, always strongly typed. The plan is finished on the GPU when it is first opened there.
+The parser is TensorRT's and networks are always strongly typed. The GPU finishes compiling a plan when it first opens
+it.
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from adedge.errors import EngineError, UsageError
-from adedge.export.builders import BuildOptions, Built, Source
-from adedge.export.builders.tensorrt import STRONG, build_plan, no_way, set_tf32
+from adedge.export.builders import BuildOptions, BuildResult, Source
+from adedge.export.builders.tensorrt import STRONG, build_failure, build_plan, set_tf32
 from adedge.progress import Progress
 from adedge.runtime.backends.tensorrt import load_tensorrt, title
 
 
-def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> Built:
-    """Build for ``options.compute_capabilities``, by default all that this TensorRT-RTX knows.
+def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> BuildResult:
+    """Build for ``options.compute_capabilities``, by default all that this TensorRT-RTX supports.
 
-    The same graph and options give the same bytes. Raises `MissingDependency`, `UsageError` for a compute capability
-    that this TensorRT-RTX cannot build for, or `EngineError` with each way's reason.
+    The build is deterministic: the same graph and options give the same bytes. Raises `UsageError` if this TensorRT-RTX
+    does not support a compute capability, `EngineError` with the reason for each attempt if all fail,
+    `MissingDependency`.
     """
     trt = load_tensorrt("tensorrt-rtx")
     capabilities = choose_capabilities(trt, options.compute_capabilities)
@@ -38,7 +40,7 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
         except EngineError as error:
             attempts.append(f"{way.name}: {error}")
             continue
-        return Built(
+        return BuildResult(
             plan=plan.data,
             graph=way.graph,
             input=plan.input,
@@ -50,23 +52,24 @@ def build(source: Source, options: BuildOptions, progress: Progress | None = Non
             compute_capabilities=capabilities,
             flags={"tf32": options.tf32},
         )
-    raise no_way(title(trt), source.precision, attempts)
+    raise build_failure(title(trt), source.precision, attempts)
 
 
-def choose_capabilities(trt: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The wanted compute capabilities in order, or all there are. Raises `UsageError` naming those there are.
+def choose_capabilities(trt: Any, requested: tuple[str, ...]) -> tuple[str, ...]:
+    """The requested compute capabilities in ascending order, by default all that the library supports.
 
-    The library names them SM75 to SM121: the last digit is the minor number.
+    The library names them SM75 to SM121; the last digit is the minor version. Raises `UsageError`, which lists the
+    supported ones, if one is not supported.
     """
     digits = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-    known = sorted((f"{d[:-1]}.{d[-1]}" for d in digits), key=lambda text: [int(part) for part in text.split(".")])
-    for capability in wanted:
-        if capability not in known:
+    supported = sorted((f"{d[:-1]}.{d[-1]}" for d in digits), key=lambda text: [int(part) for part in text.split(".")])
+    for capability in requested:
+        if capability not in supported:
             raise UsageError(
-                f"--compute-capability {capability}: {title(trt)} builds for {', '.join(known)}; "
+                f"--compute-capability {capability}: {title(trt)} builds for {', '.join(supported)}; "
                 "a Jetson's engine is built on the Jetson with --target tensorrt"
             )
-    return tuple(capability for capability in known if capability in wanted or not wanted)
+    return tuple(capability for capability in supported if capability in requested or not requested)
 
 
 def _configure(trt: Any, config: Any, capabilities: tuple[str, ...], options: BuildOptions) -> None:

@@ -112,7 +112,7 @@ def test_ranges_of_inner_tensors() -> None:
 def test_no_pictures_and_nan_are_refused() -> None:
     with pytest.raises(DataError, match="there are none"):
         collect_ranges(graph(), ["out"], [], data_digest="d")
-    with pytest.raises(DataError, match="picture 1 breaks 'doubled'"):
+    with pytest.raises(DataError, match="picture 1 gives 'doubled' values that are not finite"):
         collect_ranges(graph(), ["doubled"], [np.full((1, 8, 8), np.nan, np.float32)], data_digest="d")
 
 

@@ -187,7 +187,7 @@ def test_of_several_outputs_it_is_asked_which(tmp_path: Path, dataset: Dataset) 
 def test_of_a_picture_of_any_size_it_is_asked_which(tmp_path: Path, dataset: Dataset) -> None:
     path = anomalib_like(tmp_path / "m.onnx", input_shape=("n", 3, "h", "w"))
     with pytest.raises(
-        UsageError, match=r"x \(n × 3 × h × w\) takes pictures of any size: say which with --input-size"
+        UsageError, match=r"x \(n × 3 × h × w\) takes pictures of any size: choose one with --input-size"
     ):
         detector_from_onnx(path, Description(map="anomaly_map"), dataset)
     detector = detector_from_onnx(path, Description(map="anomaly_map", size=(24, 32)), dataset)
@@ -343,11 +343,11 @@ def test_old_opsets_are_converted(tmp_path: Path, dataset: Dataset) -> None:
     ("arguments", "error", "sentence"),
     [
         ({"inputs": 2}, EngineError, r"has 2 inputs \(x, y\)"),
-        ({"input_type": TensorProto.FLOAT16}, EngineError, "is float16: export it with an input of float32"),
+        ({"input_type": TensorProto.FLOAT16}, EngineError, "is float16: export it with a float32 input"),
         (
             {"input_shape": ("n", SIZE, SIZE, 3)},
             EngineError,
-            "has 16 channels where 1 or 3 are expected, before H and W",
+            "has 16 channels, not 1 or 3: export it as",
         ),
         ({"input_shape": ("n", 3, 4, 4)}, UsageError, "greater than or equal to 8"),
     ],
@@ -363,7 +363,7 @@ def test_inputs_that_are_no_pictures_are_refused(
 
 def test_sizes_and_channels_that_contradict_the_graph_are_refused(tmp_path: Path, dataset: Dataset) -> None:
     path = save(tmp_path / "m.onnx", mean_map(), [MAP])
-    with pytest.raises(UsageError, match="is not --input-size 8x16"):
+    with pytest.raises(UsageError, match="--input-size 8x16 does not match its input"):
         detector_from_onnx(path, Description(size=(8, SIZE)), dataset)
     with pytest.raises(UsageError, match="do not fit color 'gray'"):
         detector_from_onnx(path, Description(color="gray"), dataset)
@@ -377,12 +377,12 @@ def test_outputs_that_are_neither_map_nor_score_are_refused(tmp_path: Path, data
         [helper.make_node("Relu", ["x"], ["f"])],
         [("f", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
     )
-    with pytest.raises(EngineError, match=r"its output 'f' is \(1, 3, 16, 16\) for one frame, and a map is \(H, W\)"):
+    with pytest.raises(EngineError, match=r"'f' has shape \(1, 3, 16, 16\) for one frame; a map must be \(H, W\)"):
         detector_from_onnx(features, Description(), dataset)
     masks = anomalib_like(tmp_path / "m.onnx")
-    with pytest.raises(EngineError, match="'pred_mask' is bool: choose or export one of float32"):
+    with pytest.raises(EngineError, match="'pred_mask' is bool: choose or export a float32 output"):
         detector_from_onnx(masks, Description(map="pred_mask"), dataset)
-    with pytest.raises(EngineError, match=r"'anomaly_map' is .* and a score is one number"):
+    with pytest.raises(EngineError, match=r"'anomaly_map' has shape .* a score must be one number"):
         detector_from_onnx(masks, Description(score="anomaly_map"), dataset)
     with pytest.raises(UsageError, match="nothing to filter"):
         detector_from_onnx(masks, Description(score="pred_score", filters=(Gaussian(sigma=1),)), dataset)
@@ -411,7 +411,7 @@ def test_operators_are_named(tmp_path: Path, dataset: Dataset) -> None:
     ]
     path = save(tmp_path / "q.onnx", nodes, [("out", TensorProto.FLOAT, MAP[2])], input_shape=(1, 3, SIZE, SIZE))
     detector = detector_from_onnx(path, Description(), dataset)
-    assert any("TensorRT knows no DynamicQuantizeLinear" in note for note in detector.notes)
+    assert any("TensorRT does not support DynamicQuantizeLinear" in note for note in detector.notes)
 
 
 def test_weights_beside_the_file_are_taken_in_or_missed_by_name(tmp_path: Path, dataset: Dataset) -> None:

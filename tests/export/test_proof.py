@@ -162,7 +162,7 @@ def test_scores_stay_for_a_machine_without_the_model(
     found, again = pictures_with_scores(known, _samples(pictures)[:20])
     assert again is known
     assert [one.flips for one in prove(again, found)] == [0, 1]
-    with pytest.raises(GateError, match="5 of 25 pictures have no score of the model"):
+    with pytest.raises(GateError, match="5 of 25 pictures have no model score"):
         pictures_with_scores(known, _samples(pictures))
 
 
