@@ -65,16 +65,17 @@ def evaluate(
     `adedge evaluate --data mnist:0-9 --root DATA --methods oesdn,oesdn/sdn,oesdn/ae --budget paper -o results`
     """
     from adedge.benchmarks import plots
-    from adedge.benchmarks.evaluate import (
-        METRICS,
+    from adedge.benchmarks.evaluation.cells import METRICS
+    from adedge.benchmarks.evaluation.evaluate import evaluate as measure_all
+    from adedge.benchmarks.evaluation.measure import Settings
+    from adedge.benchmarks.evaluation.tables import csv_text, markdown, tables_from
+    from adedge.benchmarks.evaluation.tasks import (
         columns_from,
         parse_numbers,
         parse_options,
         parse_systems,
         tasks_from,
     )
-    from adedge.benchmarks.evaluate import evaluate as measure_all
-    from adedge.benchmarks.studies.seed_tables import csv_text, markdown, tables_from
     from adedge.methods import require_torch
     from adedge.runtime.backends.onnxruntime import physical_cores
 
@@ -90,19 +91,11 @@ def evaluate(
         amp=amp,
     )
     each = threads or max(1, physical_cores() // jobs)
+    settings = Settings(folder=results, root=root, device=device, threads=each, keep_bundle=keep_bundles)
     note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
     try:
         with progress("evaluate") as step:
-            found = measure_all(
-                tasks,
-                results,
-                root=root,
-                device=device,
-                jobs=jobs,
-                threads=each,
-                keep_bundles=keep_bundles,
-                progress=step,
-            )
+            found = measure_all(tasks, settings, jobs=jobs, progress=step)
     except KeyboardInterrupt:
         note("interrupted: the same command goes on where it was")
         raise

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle
-from adedge.cli.train import oesdn as train_command
+from adedge.cli.train import oesdn, options
 from adedge.methods.oesdn.method import BUDGETS, OeSdn
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -122,12 +122,12 @@ def test_interrupt_keeps_a_checkpoint_and_the_same_command_resumes(tmp_path: Pat
 def test_the_command_offers_what_the_method_has() -> None:
     fields = OeSdn.model_fields
     for name, offered in (
-        ("variant", train_command.Variant),
-        ("fit", train_command.Fit),
-        ("auxiliary", train_command.Auxiliary),
+        ("variant", oesdn.Variant),
+        ("fit", options.Fit),
+        ("auxiliary", oesdn.Auxiliary),
     ):
         assert get_args(offered) == get_args(fields[name].annotation)
-    assert {budget for budget, _ in BUDGETS} == set(get_args(train_command.Budget))
+    assert {budget for budget, _ in BUDGETS} == set(get_args(options.Budget))
 
 
 def test_help_teaches_without_torch() -> None:
