@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +38,7 @@ class Column(Record):
 
 
 class Task(Record):
-    """One cell: ``system`` of `SYSTEMS`, what it is trained with, on ``column``, from ``seed``."""
+    """One cell: ``system`` as `parse_systems` gives it, what it is trained with, on ``column``, from ``seed``."""
 
     system: str
     options: dict[str, Any]
@@ -53,13 +53,20 @@ class Task(Record):
 
 
 def parse_systems(text: str) -> tuple[str, ...]:
-    """ "oesdn,oesdn/ae" -> ("oesdn/oe-sdn", "oesdn/ae"). Raises `UsageError` naming the known ones."""
+    """ "oesdn,oesdn/ae" -> ("oesdn/oe-sdn", "oesdn/ae"). Raises `UsageError` naming the known ones.
+
+    A method of another package is a system by its name alone.
+    """
+    from adedge.methods import method_names
+
+    listed = {system.partition("/")[0] for system in SYSTEMS}
+    known = (*SYSTEMS, *(name for name in method_names() if name not in listed))
     chosen = []
     for part in text.split(","):
         name = part.strip()
-        found = next((system for system in SYSTEMS if name in (system, system.partition("/")[0])), None)
+        found = next((system for system in known if name in (system, system.partition("/")[0])), None)
         if found is None:
-            raise UsageError(f"unknown method '{name}': choose from {', '.join(SYSTEMS)}")
+            raise UsageError(f"unknown method '{name}': choose from {', '.join(known)}")
         chosen.append(found)
     return tuple(dict.fromkeys(chosen))
 
@@ -110,8 +117,6 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
 
     Raises `UsageError` for an option that its method does not have, before anything is trained.
     """
-    from adedge.methods import method_named
-
     methods = {system.partition("/")[0] for system in systems}
     options: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for text in texts:
@@ -122,7 +127,7 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
         if method not in methods:
             raise UsageError(f"--option '{text}': {method} is not among the methods, {', '.join(sorted(methods))}")
         name = name.replace("-", "_")
-        known = cast(type[BaseModel], method_named(method)).model_fields
+        known = _fields(method)
         if name not in known:
             raise UsageError(f"--option '{text}': {method} has no option '{name}': choose from {', '.join(known)}")
         try:
@@ -130,6 +135,13 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
         except ValueError:
             options[method][name] = value
     return options
+
+
+def _fields(method: str) -> Collection[str]:
+    """The names of a method's options."""
+    from adedge.methods import method_named
+
+    return cast(type[BaseModel], method_named(method)).model_fields
 
 
 def tasks_from(
@@ -141,11 +153,19 @@ def tasks_from(
     options: Mapping[str, Mapping[str, Any]],
     amp: bool = False,
 ) -> list[Task]:
-    """Every combination, whole tables of one seed after another; ``options`` by method, see `parse_options`."""
+    """Every combination, whole tables of one seed after another; ``options`` by method, see `parse_options`.
+
+    A method of another package need not have budgets.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for system in systems:
+        method = system.partition("/")[0]
+        preset = {"budget": budget} if system in SYSTEMS or "budget" in _fields(method) else {}
+        chosen[system] = {**preset, **SYSTEMS.get(system, {}), **options.get(method, {})}
     return [
         Task(
             system=system,
-            options={"budget": budget, **SYSTEMS[system], **options.get(system.partition("/")[0], {})},
+            options=chosen[system],
             column=column,
             seed=seed,
             amp=amp,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
+
+if TYPE_CHECKING:
+    from adedge.benchmarks.evaluation.cells import Cell
 
 Budget = Literal["quick", "paper"]
 
@@ -65,10 +69,8 @@ def evaluate(
     `adedge evaluate --data mnist:0-9 --root DATA --methods oesdn,oesdn/sdn,oesdn/ae --budget paper -o results`
     """
     from adedge.benchmarks import plots
-    from adedge.benchmarks.evaluation.cells import METRICS
     from adedge.benchmarks.evaluation.evaluate import evaluate as measure_all
     from adedge.benchmarks.evaluation.measure import Settings
-    from adedge.benchmarks.evaluation.tables import csv_text, markdown, tables_from
     from adedge.benchmarks.evaluation.tasks import (
         columns_from,
         parse_numbers,
@@ -102,11 +104,20 @@ def evaluate(
     for name, sentence in found.failures.items():
         warn(f"{name} failed: {sentence}")
     if found.cells:
-        text = markdown(found.cells, shlex.join(["adedge", *sys.argv[1:]]))
-        (results / "evaluation.md").write_text(text, encoding="utf-8")
-        (results / "evaluation.csv").write_text(csv_text(found.cells), encoding="utf-8")
-        (results / "evaluation.png").write_bytes(plots.seed_tables(tables_from(found.cells), METRICS))
-        output.print(text, markup=False, soft_wrap=True)
-        note(f"wrote {results / 'evaluation.md'}, .csv and .png")
+        _write_tables(found.cells, results)
     if found.failures:
         raise typer.Exit(1)
+
+
+def _write_tables(cells: Sequence[Cell], results: Path) -> None:
+    """As Markdown, which is printed as well, as CSV and as a picture."""
+    from adedge.benchmarks import plots
+    from adedge.benchmarks.evaluation.cells import METRICS
+    from adedge.benchmarks.evaluation.tables import csv_text, markdown, tables_from
+
+    text = markdown(cells, shlex.join(["adedge", *sys.argv[1:]]))
+    (results / "evaluation.md").write_text(text, encoding="utf-8")
+    (results / "evaluation.csv").write_text(csv_text(cells), encoding="utf-8")
+    (results / "evaluation.png").write_bytes(plots.seed_tables(tables_from(cells), METRICS))
+    output.print(text, markup=False, soft_wrap=True)
+    note(f"wrote {results / 'evaluation.md'}, .csv and .png")

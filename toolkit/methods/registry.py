@@ -43,7 +43,7 @@ def method_named(name: str) -> type[Method]:
     """
     points = tuple(entry_points(group=GROUP, name=name))
     if points and (name in BUILT_IN or name == IMPORTED):
-        raise UsageError(f"{origin(points[0])} calls a method '{name}', which is adedge's own name: uninstall it")
+        raise UsageError(f"{origin(points[0])} has a method '{name}', a name of adedge's own: uninstall that package")
     if len(points) > 1:
         raise UsageError(f"{' and '.join(map(origin, points))} both have a method '{name}': uninstall one of them")
     if name in BUILT_IN:
@@ -77,7 +77,7 @@ def _loaded(point: EntryPoint) -> type[Method]:
         raise
     except Exception as error:  # importing a module runs it, and it may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"{whose} cannot be imported ({reason}): mend or uninstall that package") from error
+        raise UsageError(f"{whose} cannot be imported ({reason}): reinstall that package, or uninstall it") from error
     if problem := _problem(found, point.name):
         raise UsageError(f"{whose} cannot be used: {problem}; see docs/methods.md")
     method: type[Method] = found

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from adedge.benchmarks.evaluation.tasks import Column, columns_from, parse_numbers, parse_options, parse_systems
+from adedge import methods
+from adedge.benchmarks.evaluation.tasks import (
+    Column,
+    columns_from,
+    parse_numbers,
+    parse_options,
+    parse_systems,
+    tasks_from,
+)
 from adedge.errors import DataError, UsageError
 
 Maker = Callable[..., Any]  # a fixture of conftest.py that makes what it is called
@@ -55,3 +64,19 @@ def test_lists_are_read_and_what_is_none_is_named() -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             call()
+
+
+def test_a_method_of_another_package_is_a_system_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(BaseModel):
+        size: int = 8
+
+    known = methods.method_named
+    monkeypatch.setattr(methods, "method_names", lambda: ("hfr", "plain"))
+    monkeypatch.setattr(methods, "method_named", lambda name: Plain if name == "plain" else known(name))
+    systems = parse_systems("plain,hfr")
+    assert systems == ("plain", "hfr/resnet18")
+    options = parse_options(["plain.size=16"], systems)
+    column = Column(collection="parts", name="plate", data="parts/plate")
+    tasks = tasks_from(systems, [column], [0], budget="quick", options=options)
+    assert [task.options for task in tasks] == [{"size": 16}, {"budget": "quick", "encoder": "resnet18"}]
+    assert tasks[0].stem == "plain.parts.plate.0"

@@ -44,7 +44,7 @@ def test_no_package_replaces_an_own_method(install: Install, monkeypatch: pytest
     monkeypatch.syspath_prepend(install("thief", DERIVED.format("hfr"), "hfr = thief:Own\nimported = thief:Own"))
     assert method_names().count("hfr") == 1
     for name in ("hfr", "imported"):
-        with pytest.raises(UsageError, match=f"^thief 1.0 calls a method '{name}', which is adedge's own name"):
+        with pytest.raises(UsageError, match=f"^thief 1.0 has a method '{name}', a name of adedge's own"):
             method_named(name)
     assert method_named("mkd").name == "mkd"
 
@@ -62,7 +62,7 @@ def test_a_name_of_two_packages_is_refused(install: Install, monkeypatch: pytest
     [
         (
             "import nowhere_to_be_found",
-            r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere_to_be_f.*mend",
+            r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere.*reinstall",
         ),
         ("1 / 0", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
         ("", r"cannot be imported \(AttributeError: module 'plug' has no attribute 'Own'\)"),

@@ -117,18 +117,22 @@ def training_command(name: str, options_of: Callable[..., dict[str, Any]]) -> Ca
         )
         _train(method, dataset, output, options)
 
-    *shared, _ = signature(run, eval_str=True).parameters.values()
-    own_ones = signature(options_of, eval_str=True).parameters
-    for parameter in shared:
-        if parameter.name in own_ones:
-            raise UsageError(f"the method '{name}' has an option '{parameter.name}' of every training: rename it there")
-    parameters = [
-        parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*shared[:2], *own_ones.values(), *shared[2:])
-    ]
+    shared = [one for one in _parameters(run) if one.kind is not Parameter.VAR_KEYWORD]
+    specific = _parameters(options_of)
+    if taken := {one.name for one in shared} & {one.name for one in specific}:
+        raise UsageError(
+            f"the method '{name}' has a field '{min(taken)}', and every training has an option of that name: "
+            "rename the field"
+        )
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*shared[:2], *specific, *shared[2:])]
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__doc__ = options_of.__doc__
     return run
+
+
+def _parameters(function: Callable[..., object]) -> list[Parameter]:
+    return list(signature(function, eval_str=True).parameters.values())
 
 
 def warn_of_random_features(weights: str) -> None:

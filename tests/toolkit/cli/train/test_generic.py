@@ -128,10 +128,12 @@ def test_a_broken_package_is_named_when_it_is_used_and_disturbs_nothing_else(ins
     assert "broken" in adedge(env, "train", "--help").stdout
     used = adedge(env, "train", "broken", tmp_path, "-o", tmp_path / "b")
     assert used.returncode == 2
-    assert re.fullmatch(r"adedge: the method 'broken' of broken 1.0 cannot be imported \(.*\): mend.*\n", used.stderr)
+    assert re.fullmatch(
+        r"adedge: the method 'broken' of broken 1.0 cannot be imported \(.*\): reinstall.*\n", used.stderr
+    )
     replaced = adedge(env, "train", "hfr", tmp_path, "-o", tmp_path / "b")
     assert replaced.returncode == 2
-    assert replaced.stderr.startswith("adedge: thief 1.0 calls a method 'hfr', which is adedge's own name")
+    assert replaced.stderr.startswith("adedge: thief 1.0 has a method 'hfr', a name of adedge's own")
     assert adedge(env, "train", "mkd", "--help").returncode == 0
     assert adedge(env, "train", "no-such-method").returncode == 2
 
@@ -176,5 +178,7 @@ def test_fields_that_cannot_be_options_are_refused() -> None:
 
     with pytest.raises(UsageError, match="no option can hold Tuple's field 'layers', and it has no default"):
         options_from(Tuple)
-    with pytest.raises(UsageError, match="the method 'own' has an option 'seed' of every training"):
+    with pytest.raises(
+        UsageError, match="the method 'own' has a field 'seed', and every training has an option of that name"
+    ):
         training_command("own", options_from(Seeded))
