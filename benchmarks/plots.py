@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from adedge.benchmarks.accuracy import Accuracy
+    from adedge.benchmarks.evaluation.tables import Table
     from adedge.benchmarks.latency import Latency
-    from adedge.benchmarks.studies.seed_tables import Table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 

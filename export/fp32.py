@@ -7,20 +7,15 @@ network gives it, the "score" (N,).
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from adedge.bundle import IMPORTED, Bundle
 from adedge.calibration.onnx_model import OPSET, ModelProto, convert_opset, opset_of, parse, serialise
-from adedge.errors import EngineError, MissingDependency
+from adedge.errors import EngineError
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from adedge.methods.onnx_export import Network
 
 INPUT = "frame"
 
@@ -58,35 +53,14 @@ def output_names(score: ScoreSpec) -> tuple[str, ...]:
     return ("map", "score") if score.reduce == "output" else ("map",)
 
 
-def graph_from_module(module: nn.Module, spec: InputSpec, outputs: tuple[str, ...], *, opset: int = OPSET) -> bytes:
+def graph_from_module(module: Network, spec: InputSpec, outputs: tuple[str, ...], *, opset: int = OPSET) -> bytes:
     """Export a module, in eval mode: x (N, C, H, W) float32 -> a tensor or a tuple of tensors, named ``outputs``.
 
     Batch normalisation is folded into the convolution before it. Raises `EngineError`, `MissingDependency`.
     """
-    try:
-        import onnxscript  # noqa: F401 - what torch.onnx.export translates with
-        import torch
-    except ModuleNotFoundError as exc:
-        raise MissingDependency(exc.name or "onnxscript", "export", "exporting a network to ONNX") from exc
-    # Traced with a batch of two: PyTorch takes a dimension of one for a constant.
-    example = torch.zeros(2, *spec.shape)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as exc:  # the exporter's exceptions have no common class
-        raise EngineError(f"PyTorch {torch.__version__} cannot export this network: {_first_line(exc)}") from exc
-    assert program is not None
-    model = program.model_proto
+    from adedge.methods.onnx_export import onnx_from_network
+
+    model = parse(onnx_from_network(module, spec.shape, input_name=INPUT, output_names=outputs, opset=opset))
     if opset_of(model) != opset:
         raise EngineError(f"the network has no form in opset {opset}, only in {opset_of(model)}: choose that one")
     if len(model.graph.output) != len(outputs):
@@ -103,24 +77,3 @@ def strip_metadata(model: ModelProto) -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about its own progress off the terminal; what goes wrong is raised all the same."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.filterwarnings("ignore", module=r"(torch|onnxscript|copyreg)(\..*)?$")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0] if lines else type(exc).__name__

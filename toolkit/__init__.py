@@ -32,7 +32,8 @@ if _TYPE_CHECKING:
     from adedge.export.calibrate import calibrate as calibrate
     from adedge.export.graphs import export_graphs as export_graphs
     from adedge.export.proof import prove as prove
-    from adedge.methods import method_named as method_named
+    from adedge.methods.registry import method_named as method_named
+    from adedge.methods.training import TrainingOptions as TrainingOptions
     from adedge.methods.training import train as train
     from adedge.runtime.inspection import open_inspector as open_inspector
     from adedge.runtime.verdict import Verdict as Verdict
@@ -45,13 +46,14 @@ _MODULES = {
     "BenchmarkOptions": "adedge.benchmarks.measure",
     "Bundle": "adedge.bundle",
     "EngineKey": "adedge.specs",
+    "TrainingOptions": "adedge.methods.training",
     "Verdict": "adedge.runtime.verdict",
     "benchmark": "adedge.benchmarks.measure",
     "build_engine": "adedge.export.build",
     "calibrate": "adedge.export.calibrate",
     "export_graphs": "adedge.export.graphs",
     "load_dataset": "adedge.data.datasets",
-    "method_named": "adedge.methods",
+    "method_named": "adedge.methods.registry",
     "open_bundle": "adedge.bundle",
     "open_inspector": "adedge.runtime.inspection",
     "prove": "adedge.export.proof",

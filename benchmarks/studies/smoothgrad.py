@@ -10,7 +10,7 @@ opening). The score is the loss either way, and so are the verdicts. `--pictures
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +29,7 @@ from adedge.errors import DataError, UsageError
 from adedge.methods import input_from_frames, load_detector, require_torch
 from adedge.metrics import aupro, pixel_auroc
 from adedge.scoring import score_maps
+from adedge.specs import InputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +61,6 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
     Raises `UsageError` for a bundle of another method or of tiled pictures, `DataError` where masks are missing.
     """
     require_torch()
-    import torch
-
     from adedge.methods.mkd import Detector, smooth_gradients
 
     spec = bundle.manifest.input
@@ -79,16 +78,7 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
 
     rows = []
     for name, map_of in (("gradients", plain), (f"SmoothGrad, {count} copies", smooth)):
-        maps: list[Floats] = []
-        spent = 0.0
-        with progress(name) as step:
-            for index, sample in enumerate(samples):
-                x = input_from_frames(conform(sample.read(), spec)[None], spec)
-                started = time.perf_counter()
-                with torch.inference_mode():
-                    maps.append(map_of(x)[0, 0].numpy())
-                spent += time.perf_counter() - started
-                step(index + 1, len(samples), "")
+        maps, picture_s = _maps(samples, spec, map_of, name)
         masks = masks_at_map_size(samples, maps)
         if masks is None:
             raise DataError("a map is judged by masks, and some anomalous picture has none: see docs/data.md")
@@ -101,11 +91,30 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
                 pictures=len(samples),
                 pixel_auroc=pixel_auroc(masks, found),
                 aupro=aupro(masks, found),
-                picture_s=spent / len(samples),
+                picture_s=picture_s,
             )
             for found in (raw, filtered)
         ]
     return rows
+
+
+def _maps(
+    samples: Sequence[Sample], spec: InputSpec, map_of: Callable[[Tensor], Tensor], name: str
+) -> tuple[list[Floats], float]:
+    """A map (H, W) of each picture, and the seconds that one took."""
+    import torch
+
+    maps: list[Floats] = []
+    spent = 0.0
+    with progress(name) as step:
+        for index, sample in enumerate(samples):
+            x = input_from_frames(conform(sample.read(), spec)[None], spec)
+            started = time.perf_counter()
+            with torch.inference_mode():
+                maps.append(map_of(x)[0, 0].numpy())
+            spent += time.perf_counter() - started
+            step(index + 1, len(samples), "")
+    return maps, spent / len(samples)
 
 
 def main(

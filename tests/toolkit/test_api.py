@@ -23,6 +23,7 @@ PUBLIC = {
     "BenchmarkOptions",
     "Bundle",
     "EngineKey",
+    "TrainingOptions",
     "Verdict",
     "benchmark",
     "build_engine",

@@ -88,10 +88,24 @@ def test_rooms_import_only_what_the_design_allows(path: Path) -> None:
         parent = ".".join(name.split(".")[:2])
         assert parent not in others - MAY_IMPORT[room], f"{path} imports {name}"
     if room == "runtime":
-        assert not {n.split(".")[0] for n in imports_of(path, everywhere=True)} & {"torch", "torchvision", "onnx"}
+        assert not {n.split(".")[0] for n in imports_of(path, everywhere=True)} & {"onnx"}
         # The model behind the interface of an engine; imported inside the one function that loads it.
         everywhere = path != ROOT / "runtime/backends/reference.py"
         assert not {n for n in imports_of(path, everywhere=everywhere) if n.startswith("adedge.methods")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_torch_is_imported_in_its_room_alone(path: Path) -> None:
+    """Elsewhere neither at the top nor in a function; peers and studies that compare with PyTorch may in functions."""
+    if path.is_relative_to(ROOT / "toolkit/methods"):
+        return
+    in_functions = path == ROOT / "benchmarks/gpu.py" or path.is_relative_to(ROOT / "benchmarks/studies")
+    found = {name.split(".")[0] for name in imports_of(path, everywhere=not in_functions)}
+    assert not found & {"torch", "torchvision", "torchaudio", "safetensors"}
+
+
+def test_the_package_of_methods_itself_loads_no_torch() -> None:
+    assert loaded_by("import adedge.methods, adedge.methods.protocol, adedge.methods.registry") & HEAVY == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
+
+if TYPE_CHECKING:
+    from adedge.benchmarks.evaluation.cells import Cell
 
 Budget = Literal["quick", "paper"]
 
@@ -65,16 +69,15 @@ def evaluate(
     `adedge evaluate --data mnist:0-9 --root DATA --methods oesdn,oesdn/sdn,oesdn/ae --budget paper -o results`
     """
     from adedge.benchmarks import plots
-    from adedge.benchmarks.evaluate import (
-        METRICS,
+    from adedge.benchmarks.evaluation.evaluate import evaluate as measure_all
+    from adedge.benchmarks.evaluation.measure import Settings
+    from adedge.benchmarks.evaluation.tasks import (
         columns_from,
         parse_numbers,
         parse_options,
         parse_systems,
         tasks_from,
     )
-    from adedge.benchmarks.evaluate import evaluate as measure_all
-    from adedge.benchmarks.studies.seed_tables import csv_text, markdown, tables_from
     from adedge.methods import require_torch
     from adedge.runtime.backends.onnxruntime import physical_cores
 
@@ -90,30 +93,31 @@ def evaluate(
         amp=amp,
     )
     each = threads or max(1, physical_cores() // jobs)
+    settings = Settings(folder=results, root=root, device=device, threads=each, keep_bundle=keep_bundles)
     note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
     try:
         with progress("evaluate") as step:
-            found = measure_all(
-                tasks,
-                results,
-                root=root,
-                device=device,
-                jobs=jobs,
-                threads=each,
-                keep_bundles=keep_bundles,
-                progress=step,
-            )
+            found = measure_all(tasks, settings, jobs=jobs, progress=step)
     except KeyboardInterrupt:
         note("interrupted: the same command goes on where it was")
         raise
     for name, sentence in found.failures.items():
         warn(f"{name} failed: {sentence}")
     if found.cells:
-        text = markdown(found.cells, shlex.join(["adedge", *sys.argv[1:]]))
-        (results / "evaluation.md").write_text(text, encoding="utf-8")
-        (results / "evaluation.csv").write_text(csv_text(found.cells), encoding="utf-8")
-        (results / "evaluation.png").write_bytes(plots.seed_tables(tables_from(found.cells), METRICS))
-        output.print(text, markup=False, soft_wrap=True)
-        note(f"wrote {results / 'evaluation.md'}, .csv and .png")
+        _write_tables(found.cells, results)
     if found.failures:
         raise typer.Exit(1)
+
+
+def _write_tables(cells: Sequence[Cell], results: Path) -> None:
+    """As Markdown, which is printed as well, as CSV and as a picture."""
+    from adedge.benchmarks import plots
+    from adedge.benchmarks.evaluation.cells import METRICS
+    from adedge.benchmarks.evaluation.tables import csv_text, markdown, tables_from
+
+    text = markdown(cells, shlex.join(["adedge", *sys.argv[1:]]))
+    (results / "evaluation.md").write_text(text, encoding="utf-8")
+    (results / "evaluation.csv").write_text(csv_text(cells), encoding="utf-8")
+    (results / "evaluation.png").write_bytes(plots.seed_tables(tables_from(cells), METRICS))
+    output.print(text, markup=False, soft_wrap=True)
+    note(f"wrote {results / 'evaluation.md'}, .csv and .png")

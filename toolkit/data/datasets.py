@@ -64,7 +64,7 @@ def load_dataset(
     (32, 8, 8)
 
     Raises `DataError` where there are no pictures, the layout is broken, a mask does not fit its picture, or a set is
-    unknown or incomplete; `MissingDependency` where a download needs torchvision and it is absent.
+    unknown, incomplete or cannot be downloaded.
     """
     if not 0 <= holdout < 1:
         raise DataError(f"the holdout is a fraction of the good pictures, at least 0 and below 1, not {holdout}")

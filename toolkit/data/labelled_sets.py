@@ -8,18 +8,21 @@ opened, and is refused.
 from __future__ import annotations
 
 import gzip
+import hashlib
+import http.client
 import math
 import os
 import tarfile
+import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.errors import DataError, MissingDependency
+from adedge.errors import DataError
 
 CLASSES = 10
 
@@ -34,11 +37,44 @@ SETS = tuple(_FOLDERS)
 _IDX_IMAGES, _IDX_LABELS = 0x0803, 0x0801  # unsigned bytes of 3 dimensions and of 1
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
-_CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}"
-_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as https://www.cs.toronto.edu/~kriz/cifar.html gives it
 _CIFAR_TRAIN = tuple(f"data_batch_{part}.bin" for part in range(1, 6))
 _CIFAR_TEST = ("test_batch.bin",)
 _CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a set is published: ``files`` below ``url``, with the MD5 (hex) that is published of each."""
+
+    url: str
+    files: Mapping[str, str]
+
+
+SOURCES = {
+    "mnist": Source(
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        files={
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion-mnist": Source(
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        files={
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar10": Source(
+        url="https://www.cs.toronto.edu/~kriz/", files={_CIFAR_ARCHIVE: "c32a1d4ab5d03f1284b67883e8d87530"}
+    ),
+}
+_TIMEOUT_S = 60.0
+_LARGEST_BYTES = 200_000_000  # more than any of them
 
 
 @dataclass(frozen=True)
@@ -57,8 +93,7 @@ def default_root() -> Path:
 def read_set(name: str, root: Path, *, download: bool = False) -> tuple[Labelled, Labelled]:
     """The training part and the test part of a set of `SETS`, in the published order.
 
-    Raises `DataError` where files are missing (and ``download`` is not set, or fails), truncated or of another format,
-    and `MissingDependency` where ``download`` needs torchvision and it is absent.
+    Raises `DataError` where files are missing (and ``download`` is not set, or fails), truncated or of another format.
     """
     read = _read_cifar10 if name == "cifar10" else _read_idx_set
     try:
@@ -140,7 +175,8 @@ def _read_cifar10(name: str, root: Path) -> tuple[Labelled, Labelled]:
                 if (folder / python_version).exists():
                     raise DataError(
                         f"{folder / python_version} is CIFAR-10's Python version, a pickle, which can run code when it "
-                        f"is opened and is never read: get the binary version, {_CIFAR_URL}, or add --download"
+                        "is opened and is never read: get the binary version, "
+                        f"{SOURCES[name].url}{_CIFAR_ARCHIVE}, or add --download"
                     ) from None
         raise missing
     if len(files) > 1:
@@ -197,16 +233,17 @@ def _checked_labels(labels: NDArray[np.uint8], where: Path) -> NDArray[np.uint8]
 
 
 def _download(name: str, root: Path) -> None:
-    """Fetch a set with torchvision, which checks the files' md5."""
+    """Fetch the files of a set into the folder of its name, each only if it is what was published."""
+    source, folder = SOURCES[name], root / name
     try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise MissingDependency("torchvision", "train", f"downloading {name}") from error
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if name == "cifar10":
-            datasets.utils.download_url(_CIFAR_URL, str(root / name), _CIFAR_ARCHIVE, _CIFAR_MD5)
-        else:
-            {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name](str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} cannot be downloaded to {root} ({error}): put its files there by hand") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, md5 in source.files.items():
+            with urllib.request.urlopen(source.url + file, timeout=_TIMEOUT_S) as response:
+                data = response.read(_LARGEST_BYTES)
+            if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+                raise DataError(f"{source.url}{file} is not the file that was published: put it there by hand")
+            partial = folder / f"{file}.partial"
+            partial.write_bytes(data)
+            partial.replace(folder / file)
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"{name} cannot be downloaded to {folder} ({error}): put its files there by hand") from error

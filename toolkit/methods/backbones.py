@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adedge.errors import DataError, MissingDependency
+from adedge.specs import InputSpec, Tiling
 
 Backbone = Literal["resnet18", "wide-resnet50-2", "vgg16"]
 
@@ -29,6 +30,24 @@ _WEIGHTS = {
     "wide-resnet50-2": "Wide_ResNet50_2_Weights.IMAGENET1K_V1",
     "vgg16": "VGG16_Weights.IMAGENET1K_V1",
 }
+
+
+def input_spec(size: int, fit: Literal["resize", "crop"] = "resize") -> InputSpec:
+    """Square pictures of ``size`` pixels a side as these networks expect them.
+
+    ``fit`` "resize" stretches a picture to it, "crop" keeps its resolution and looks at tiles that overlap by half.
+    """
+    tiling = Tiling(tile=size, stride=size // 2) if fit == "crop" else None
+    return InputSpec(
+        height=size,
+        width=size,
+        channels=3,
+        color="rgb",
+        mean=MEAN,
+        std=STD,
+        resize="stretch" if tiling is None else "tile",
+        tiling=tiling,
+    )
 
 
 class ResNetFeatures(nn.Module):

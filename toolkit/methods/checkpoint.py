@@ -8,7 +8,6 @@ bottle.adedge.checkpoint/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError, UsageError
+from adedge.files import write_whole
 from adedge.specs import Record
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ class Checkpoint:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not (self.directory / OPTIONS).exists():
-                _replace(self.directory / OPTIONS, json.dumps(self.options, indent=2, sort_keys=True).encode() + b"\n")
-            _replace(self.directory / STATE, data)
+                write_whole(
+                    self.directory / OPTIONS, json.dumps(self.options, indent=2, sort_keys=True).encode() + b"\n"
+                )
+            write_whole(self.directory / STATE, data)
         except OSError as error:
             raise BundleError(
                 f"the checkpoint {self.directory} cannot be written ({error}): free some space"
@@ -98,13 +100,3 @@ class Checkpoint:
                     f"{self.directory} is the checkpoint of another training ({name} {before} there, {now} here): "
                     "repeat that command to resume it, or add --restart to discard it"
                 )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all: a new file, flushed, takes its name."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

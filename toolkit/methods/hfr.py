@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adedge.data.datasets import Dataset
-from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured
-from adedge.specs import Gaussian, InputSpec, ReadyMap, Record, ScoreSpec
+from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured, first_sample
+from adedge.specs import Gaussian, ReadyMap, Record, ScoreSpec
 
 Encoder = Literal["resnet18", "wide-resnet50-2"]
 
@@ -139,13 +139,12 @@ class Hfr(Record):
     def for_dataset(cls, dataset: Dataset, **options: Any) -> Hfr:
         """Options that fit ``dataset``: those given, and 64 pixels for one-class sets (small pictures in one file).
 
-        Raises `UsageError` naming the first option that cannot be, `DataError` for weights that cannot be had.
+        Raises `UsageError` naming the first option that cannot be, `DataError` for weights that cannot be had or no
+        pictures.
         """
-        if options.get("size") is None and dataset.train and dataset.train[0].path is None:
-            options["size"] = 64
-        method = configured(cls, options)
-        digest = backbones.digest(method.encoder, method.weights)
-        return method.model_copy(update={"weights_digest": digest})
+        fitting = {"size": 64} if first_sample(dataset).path is None else {}
+        method = configured(cls, options, fitting)
+        return method.model_copy(update={"weights_digest": backbones.digest(method.encoder, method.weights)})
 
     @property
     def variant(self) -> str:
@@ -156,14 +155,7 @@ class Hfr(Record):
         """One stage: the decoder."""
         return TrainingPlan(
             network={},
-            input=InputSpec(
-                height=self.size,
-                width=self.size,
-                channels=3,
-                color="rgb",
-                mean=backbones.MEAN,
-                std=backbones.STD,
-            ),
+            input=backbones.input_spec(self.size),
             score=ScoreSpec(comparison=ReadyMap(), filters=(Gaussian(sigma=SIGMA),), reduce="max"),
             stages=(
                 Stage(

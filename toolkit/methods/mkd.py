@@ -24,9 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adedge.data.datasets import Dataset
-from adedge.errors import DataError
-from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured
-from adedge.specs import Gaussian, InputSpec, Opening, ReadyMap, Record, ScoreSpec, Tiling
+from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, backbones, configured, first_sample
+from adedge.specs import Gaussian, Opening, ReadyMap, Record, ScoreSpec
 
 Features = Sequence[Tensor]
 
@@ -315,33 +314,21 @@ class Mkd(Record):
         The weights are read here, so that a wrong file is named before anything is trained. Raises `UsageError` naming
         the first option that cannot be, `DataError`.
         """
-        if not dataset.train:
-            raise DataError(f"{dataset.name} holds no pictures to train on")
+        first = first_sample(dataset)
         fitting: dict[str, Any] = {"pictures": len(dataset.train)}
-        first = dataset.train[0]
         if first.path is None:
             colour = first.read().shape[2] == 3
             fitting.update(one_class=True, size=STRIDE, epochs=EPOCHS["colour" if colour else "gray"])
-        method = configured(cls, {**fitting, **{name: value for name, value in options.items() if value is not None}})
+        method = configured(cls, options, fitting)
         return method.model_copy(update={"weights_digest": backbones.digest("vgg16", method.weights)})
 
     def plan(self) -> TrainingPlan:
         """Networks, specs and the one stage; see `Method.plan`."""
-        tiling = Tiling(tile=self.size, stride=self.size // 2) if self.fit == "crop" else None
         budget = BUDGETS[self.budget, self.one_class]
         batch = self.batch or budget.batch
         return TrainingPlan(
             network={},
-            input=InputSpec(
-                height=self.size,
-                width=self.size,
-                channels=3,
-                color="rgb",
-                mean=backbones.MEAN,
-                std=backbones.STD,
-                resize="stretch" if tiling is None else "tile",
-                tiling=tiling,
-            ),
+            input=backbones.input_spec(self.size, self.fit),
             score=ScoreSpec(
                 comparison=ReadyMap(), filters=(Gaussian(sigma=self.sigma), Opening(size=3)), reduce="output"
             ),

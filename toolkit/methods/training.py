@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,87 +23,106 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from adedge import __version__
 from adedge.bundle import Bundle, Manifest, Provenance, check_creatable, create
-from adedge.data.datasets import Dataset, Sample, load_dataset
-from adedge.data.pictures import conform
+from adedge.data.datasets import Dataset
 from adedge.errors import DataError, UsageError
-from adedge.golden import choose_frames, golden_file, require_size
+from adedge.golden import choose_frames, golden_file
 from adedge.methods import Method, Stage, TrainingPlan, input_from_frames, predict
 from adedge.methods.checkpoint import Checkpoint, LossRecord, Position
+from adedge.methods.training_pictures import Pictures, pictures_of
 from adedge.progress import Progress
-from adedge.specs import InputSpec
+from adedge.specs import Record
 
-CACHE_BYTES = 2 << 30  # decoded training pictures kept in memory; those beyond are decoded each time
 SMOOTHING = 0.98  # of the reported loss: exponential mean over about 50 iterations
 RECORDS_PER_STAGE = 100
+
+
+class TrainingOptions(Record):
+    """What a training takes whatever the method.
+
+    ``device`` is torch's name of where it computes, with ``threads`` CPU threads (None: torch's choice). ``amp``
+    computes in bfloat16 what torch's autocast does, in the stages that gain by it. ``overwrite`` replaces a bundle that
+    is there, and ``restart`` discards the checkpoint of an interrupted training instead of resuming it. Checkpoints are
+    ``checkpoint_every_s`` seconds apart.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    device: str = "cpu"
+    amp: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    overwrite: bool = False
+    restart: bool = False
+    checkpoint_every_s: float = Field(default=30.0, ge=0)
+
+
+DEFAULTS = TrainingOptions()
 
 
 def train(
     method: Method,
     dataset: Dataset,
     *,
-    output: Path,
-    seed: int = 0,
-    device: str = "cpu",
-    amp: bool = False,
-    threads: int | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    checkpoint_every_s: float = 30.0,
+    output: str | Path,
+    options: TrainingOptions = DEFAULTS,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Train ``method`` on the good pictures of ``dataset`` and write the bundle ``output``.
 
-    ``amp`` computes in bfloat16 what torch's autocast does, in the stages that gain by it. ``progress`` counts each
-    stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives sentences for a person: what the
-    training will cost (a few iterations are measured first, only if somebody listens), that a checkpoint was found, and
-    at the end what it took and which share of that went into loading pictures.
+    ``progress`` counts each stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives sentences for
+    a person: what the training will cost (a few iterations are measured first, only if somebody listens), that a
+    checkpoint was found, and at the end what it took and which share of that went into loading pictures.
 
-    A checkpoint is kept in ``<output>.checkpoint`` until the bundle is written; found there, it is resumed unless
-    ``restart``. Ctrl-C ends the iteration, saves a checkpoint and raises KeyboardInterrupt; a second one does not wait.
+    A checkpoint is kept in ``<output>.checkpoint`` until the bundle is written; found there, it is resumed unless the
+    options say otherwise. Ctrl-C ends the iteration, saves a checkpoint and raises KeyboardInterrupt; a second one does
+    not wait.
 
     Raises `BundleError` where the bundle cannot be written, `UsageError` for a device that is not there or a checkpoint
     of another training, `DataError` for pictures that cannot be used or a loss that is not finite.
+
+    >>> from adedge import TrainingOptions, load_dataset, method_named
+    >>> dataset = load_dataset("photos")
+    >>> method = method_named("oesdn").for_dataset(dataset, variant="ae", size=32, ae_iterations=30)
+    >>> bundle = train(method, dataset, output="bottle.adedge", options=TrainingOptions(seed=1))
+    >>> bundle.manifest.method, bundle.manifest.provenance.seed
+    ('oesdn', 1)
     """
-    check_creatable(output, overwrite=overwrite)
+    output = Path(output)
+    check_creatable(output, overwrite=options.overwrite)
     plan = method.plan()
-    place = _device(device)
-    options = {**method.model_dump(), "method": method.name, "seed": seed, "amp": amp, "data": dataset.digest}
-    checkpoint = Checkpoint(checkpoint_directory(output), options)
-    if restart:
+    device = _device(options.device)
+    checkpoint = Checkpoint(checkpoint_directory(output), _identity(method, dataset, options))
+    if options.restart:
         checkpoint.discard()
     saved = checkpoint.load()
     started = time.perf_counter()
-    pictures = _pictures(dataset.train, plan, seed)
+    pictures = pictures_of(dataset.train, plan, options.seed)
     decoding_s = time.perf_counter() - started
     golden = choose_frames(dataset, plan.input)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = method.networks(method.variant, plan.network)
-    networks.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    run = _Run(method, plan, networks, pictures, seed=seed, device=place, amp=amp)
-    with _threads(threads):
+    networks = _untrained(method, plan, options.seed, device)
+    run = _Run(method, plan, networks, pictures, device, options)
+    with _threads(options.threads):
         if saved is not None:
             run.restore(*saved)
             if announce:
                 announce(f"resuming from {checkpoint.directory}: {run.where()}")
         if announce:
             announce(run.estimate())
-        run.finish(checkpoint, every_s=checkpoint_every_s, progress=progress)
+        run.finish(checkpoint, progress)
         if announce:
             announce(f"decoded the pictures in {_duration(decoding_s)}, {run.costs()}")
-        manifest = _manifest(method, plan, dataset, seed=seed, device=device, amp=amp)
+        manifest = _manifest(method, plan, dataset, options)
         module = method.deploy(networks.cpu()).eval()
         golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
     training = {
         "pictures": [sample.digest for sample in dataset.train],
         "history": [record.model_dump() for record in run.position.history],
     }
-    with create(output, manifest, overwrite=overwrite) as draft:
+    with create(output, manifest, overwrite=options.overwrite) as draft:
         draft.write("weights.safetensors", _weights(networks))
         draft.write_json("training.json", training)
         draft.write("golden.npz", golden_data)
@@ -111,81 +130,24 @@ def train(
     return Bundle.open(output)
 
 
-def _pictures(samples: Sequence[Sample], plan: TrainingPlan, seed: int) -> Mapping[str, Pictures]:
-    """The pictures of each kind of stage, drawn apart by ``seed``. Raises `DataError` where there are too few."""
-    if plan.validation == 0:
-        sets = {"training": Pictures(samples, plan.input)}
-    else:
-        kept = max(1, round(plan.validation * len(samples)))
-        if kept >= len(samples):
-            raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
-        order = np.random.default_rng(seed).permutation(len(samples))
-        validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
-        samples = training
-        sets = {"validation": Pictures(validation, plan.input), "training": Pictures(training, plan.input)}
-    for name, other in plan.others.items():
-        found = samples if other.folder is None else load_dataset(str(other.folder), holdout=0).train
-        sets[name] = Pictures(found, other.input)
-    return sets
-
-
 def checkpoint_directory(output: Path) -> Path:
     """Where the training of ``output`` keeps its checkpoint."""
     return output.with_name(f"{output.name}.checkpoint")
 
 
-class Pictures:
-    """The training pictures, decoded and in the network's colours; those that fit into `CACHE_BYTES` only once.
-
-    Raises `DataError` where there is none, or one is smaller than a tile that is to be cut from it.
-    """
-
-    def __init__(self, samples: Sequence[Sample], spec: InputSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
-        if not samples:
-            raise DataError("there are no pictures to train on: put good pictures into the folder, or train/good of it")
-        self.spec = spec
-        self._samples = samples
-        self._cached: list[NDArray[np.uint8]] = []
-        free = cache_bytes
-        for sample in samples:
-            frame = self._read(sample)
-            free -= frame.nbytes
-            if free < 0:
-                break
-            self._cached.append(frame)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def batch(self, rng: np.random.Generator, size: int, crop: int | None) -> NDArray[np.uint8]:
-        """``size`` different pictures as far as there are, (size, side, side, C): random crops of side ``crop``.
-
-        Without ``crop`` the side is the input's: whole pictures, or random tiles of pictures that are not resized.
-        """
-        side = crop or self.spec.height
-        chosen = rng.choice(len(self), size=size, replace=size > len(self))
-        return np.stack([_crop(self._frame(int(index)), side, rng) for index in chosen])
-
-    def each(self, rng: np.random.Generator, size: int, crop: int | None) -> Iterator[NDArray[np.uint8]]:
-        """Every picture once, in order, in batches of at most ``size``; crops as `batch` takes them."""
-        side = crop or self.spec.height
-        for start in range(0, len(self), size):
-            indices = range(start, min(start + size, len(self)))
-            yield np.stack([_crop(self._frame(index), side, rng) for index in indices])
-
-    def _frame(self, index: int) -> NDArray[np.uint8]:
-        return self._cached[index] if index < len(self._cached) else self._read(self._samples[index])
-
-    def _read(self, sample: Sample) -> NDArray[np.uint8]:
-        frame = conform(sample.read(), self.spec)
-        require_size(frame, self.spec, sample)
-        return frame
+def _identity(method: Method, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to be resumed."""
+    chosen = {"seed": options.seed, "amp": options.amp, "data": dataset.digest}
+    return {**method.model_dump(), "method": method.name, **chosen}
 
 
-def _crop(frame: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    top, left = (int(rng.integers(0, length - side + 1)) for length in frame.shape[:2])
-    crop: NDArray[np.uint8] = frame[top : top + side, left : left + side]
-    return crop
+def _untrained(method: Method, plan: TrainingPlan, seed: int, device: torch.device) -> nn.ModuleDict:
+    """The networks with the first weights that ``seed`` gives; the random state of others stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = method.networks(method.variant, plan.network)
+    networks.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in stubs
+    return networks
 
 
 class _Run:
@@ -197,28 +159,25 @@ class _Run:
         plan: TrainingPlan,
         networks: nn.ModuleDict,
         pictures: Mapping[str, Pictures],
-        *,
-        seed: int,
         device: torch.device,
-        amp: bool,
+        options: TrainingOptions,
     ) -> None:
         self.method = method
         self.plan = plan
         self.networks = networks
         self.pictures = pictures
-        self.seed = seed
         self.device = device
-        self.amp = amp
+        self.options = options
         self.position = Position()
         self.optimizer = self._optimizer()
         self.training_s = self.loading_s = 0.0
 
-    def finish(self, checkpoint: Checkpoint, *, every_s: float, progress: Progress | None) -> None:
+    def finish(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
         """Train from the current position to the end of the last stage, saving checkpoints on the way."""
         started, self.loading_s = time.perf_counter(), 0.0
         with _deferred_interrupt() as interrupted:
             while self.position.stage < len(self.plan.stages):
-                self._finish_stage(checkpoint, interrupted, every_s=every_s, progress=progress)
+                self._finish_stage(checkpoint, interrupted, progress)
                 self.position = self.position.model_copy(
                     update={"stage": self.position.stage + 1, "iteration": 0, "loss": None}
                 )
@@ -231,14 +190,7 @@ class _Run:
         share = self.loading_s / max(self.training_s, 1e-9)
         return f"trained in {_duration(self.training_s)}; loading pictures took {share:.1%} of that"
 
-    def _finish_stage(
-        self,
-        checkpoint: Checkpoint,
-        interrupted: Callable[[], bool],
-        *,
-        every_s: float,
-        progress: Progress | None,
-    ) -> None:
+    def _finish_stage(self, checkpoint: Checkpoint, interrupted: Callable[[], bool], progress: Progress | None) -> None:
         stage = self.plan.stages[self.position.stage]
         if self.position.iteration == 0:
             self._prepare(self.position.stage, self.networks)
@@ -257,7 +209,7 @@ class _Run:
             self.position = Position(stage=self.position.stage, iteration=iteration + 1, loss=loss, history=history)
             if progress:
                 progress(iteration + 1, stage.iterations, f"{stage.name}: loss {loss:.5f}")
-            due = time.monotonic() - saved_at >= every_s
+            due = time.monotonic() - saved_at >= self.options.checkpoint_every_s
             if due or interrupted():
                 checkpoint.save(self.position, self._tensors())
                 saved_at = time.monotonic()
@@ -266,7 +218,7 @@ class _Run:
 
     def _prepare(self, number: int, networks: nn.ModuleDict) -> None:
         stage = self.plan.stages[number]
-        rng = np.random.default_rng([self.seed, number])
+        rng = np.random.default_rng([self.options.seed, number])
         frames = self.pictures[stage.pictures].each(rng, stage.batch, stage.crop)
         networks.eval()
         with torch.no_grad():
@@ -287,13 +239,13 @@ class _Run:
         assert optimizer is not None, f"stage '{stage.name}' has iterations and nothing to train"
 
         def step(number: int, iteration: int) -> float:
-            rng = np.random.default_rng([self.seed, number, iteration])
+            rng = np.random.default_rng([self.options.seed, number, iteration])
             started = time.perf_counter()
             x = self._input(pictures.batch(rng, stage.batch, stage.crop), stage)
             self.loading_s += time.perf_counter() - started
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, iteration)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp and stage.autocast):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp and stage.autocast):
                 loss = objective(x, rng)
             value = loss.item()
             if not math.isfinite(value):
@@ -431,8 +383,13 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _manifest(method: Method, plan: TrainingPlan, dataset: Dataset, *, seed: int, device: str, amp: bool) -> Manifest:
-    options = {name: value for name, value in method.model_dump().items() if value is not None}
+def recorded_options(method: Method, options: TrainingOptions) -> dict[str, Any]:
+    """What a bundle's provenance says that it was trained with, beside seed and device."""
+    chosen = {name: value for name, value in method.model_dump().items() if value is not None}
+    return {**chosen, "amp": options.amp}
+
+
+def _manifest(method: Method, plan: TrainingPlan, dataset: Dataset, options: TrainingOptions) -> Manifest:
     return Manifest(
         method=method.name,
         variant=method.variant,
@@ -443,16 +400,16 @@ def _manifest(method: Method, plan: TrainingPlan, dataset: Dataset, *, seed: int
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             data=dataset.name,
             data_digest=dataset.digest,
-            seed=seed,
+            seed=options.seed,
             budget=method.budget,
-            device=device,
+            device=options.device,
             versions={
                 "adedge": __version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "numpy": np.__version__,
             },
-            options={**options, "amp": amp},
+            options=recorded_options(method, options),
         ),
     )
 

@@ -26,7 +26,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Cuts of grass; two of three test pictures have a bright square in them, and its mask."""
+    """Cuts of grass; two of three test pictures have a bright square in them, and its mask.
+
+    The square keeps its grain: where all pixels are equal, so are the values under a pooling, and which of them gets
+    the gradient is decided by how a convolution's sums are rounded.
+    """
     folder, test = tmp_path_factory.mktemp("grass"), []
     cuts = [np.ascontiguousarray(skimage.data.grass()[64 * i : 64 * i + 64, :64]) for i in range(6)]
     mask = np.zeros((64, 64), np.uint8)
@@ -34,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     cv2.imwrite(str(folder / "mask.png"), mask)
     for number, picture in enumerate(cuts):
         if number > 3:
-            picture[mask > 0] = 255
+            picture[mask > 0] = 255 - picture[mask > 0] // 2
         cv2.imwrite(str(folder / f"{number}.png"), picture)
         bad = {"label": 1, "kind": "square", "mask_path": folder / "mask.png"}
         test.append(Sample(path=folder / f"{number}.png", **(bad if number > 3 else {"label": 0, "kind": "good"})))
@@ -69,8 +73,8 @@ def test_rows_are_the_metrics_of_autograd_s_gradients(bundle: Bundle, dataset: D
     masks[1:, 20:36, 24:40] = True
     for index, wanted in enumerate((maps, opening(gaussian_filter(maps, 4.0), 3))):
         for row in (rows[index], rows[index + 2]):
-            assert row.pixel_auroc == pytest.approx(pixel_auroc(masks, wanted), abs=0.01)
-            assert row.aupro == pytest.approx(aupro(masks, wanted), abs=0.01)
+            assert row.pixel_auroc == pytest.approx(pixel_auroc(masks, wanted), abs=1e-3)
+            assert row.aupro == pytest.approx(aupro(masks, wanted), abs=1e-3)
             assert row.pictures == 3
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import cv2
 import numpy as np
 import pytest
 
 from adedge.bundle import Bundle
-from adedge.cli.train import oesdn as train_command
+from adedge.cli.train import oesdn, options
+from adedge.cli.train.hfr import hfr_options
+from adedge.cli.train.mkd import mkd_options
+from adedge.cli.train.oesdn import oesdn_options
+from adedge.cli.train.students import students_options
+from adedge.methods import method_named
 from adedge.methods.oesdn.method import BUDGETS, OeSdn
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -122,12 +129,30 @@ def test_interrupt_keeps_a_checkpoint_and_the_same_command_resumes(tmp_path: Pat
 def test_the_command_offers_what_the_method_has() -> None:
     fields = OeSdn.model_fields
     for name, offered in (
-        ("variant", train_command.Variant),
-        ("fit", train_command.Fit),
-        ("auxiliary", train_command.Auxiliary),
+        ("variant", oesdn.Variant),
+        ("fit", options.Fit),
+        ("auxiliary", oesdn.Auxiliary),
     ):
         assert get_args(offered) == get_args(fields[name].annotation)
-    assert {budget for budget, _ in BUDGETS} == set(get_args(train_command.Budget))
+    assert {budget for budget, _ in BUDGETS} == set(get_args(options.Budget))
+
+
+@pytest.mark.parametrize(
+    ("name", "options_of"),
+    [("oesdn", oesdn_options), ("hfr", hfr_options), ("mkd", mkd_options), ("students", students_options)],
+)
+def test_every_command_gives_its_method_options_that_it_has(name: str, options_of: Callable[..., dict]) -> None:
+    kind = method_named(name)
+    given = options_of()
+    assert given.keys() <= kind.model_fields.keys()
+    kind(**{option: value for option, value in given.items() if value is not None})
+    choices = 0
+    for parameter in inspect.signature(options_of, eval_str=True).parameters.values():
+        offered = get_args(parameter.annotation)[0]
+        if get_origin(offered) is Literal:
+            choices += 1
+            assert offered == kind.model_fields[parameter.name].annotation
+    assert choices
 
 
 def test_help_teaches_without_torch() -> None:

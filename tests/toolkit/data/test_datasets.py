@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import pickle
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-from adedge.data import labelled_sets
 from adedge.data.datasets import Sample, load_dataset
-from adedge.errors import DataError, MissingDependency
+from adedge.errors import DataError
 
 
 def picture(path: Path, value: int = 7, size: tuple[int, int] = (12, 10)) -> Path:
@@ -192,176 +186,6 @@ def test_the_digest_knows_pictures_not_names(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path / "b")).digest == first
     picture(tmp_path / "b/renamed0.png", 99)
     assert load_dataset(str(tmp_path / "b")).digest != first
-
-
-def test_a_sample_is_a_file_or_an_array() -> None:
-    with pytest.raises(DataError, match="either a path or an array"):
-        Sample(path=None, label=0, kind="good")
-
-
-# ---------------------------------------------------------------------------------------------- labelled sets
-
-
-def idx(values: NDArray[np.uint8]) -> bytes:
-    """The idx format, as its page describes it: 0, 0, type 8, dimensions; lengths big-endian; bytes."""
-    header = bytes([0, 0, 8, values.ndim]) + b"".join(length.to_bytes(4, "big") for length in values.shape)
-    return header + values.tobytes()
-
-
-def write_idx_set(folder: Path, *, zipped: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """40 training and 20 test pictures of 6 x 5 pixels; returns the test pictures and labels."""
-    rng = np.random.default_rng(3)
-    folder.mkdir(parents=True)
-    for part, count in (("train", 40), ("t10k", 20)):
-        images = rng.integers(0, 256, (count, 6, 5), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for name, values in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            data = idx(values)
-            (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(data) if zipped else data)
-    return images, labels
-
-
-@pytest.mark.parametrize(
-    ("data", "folder", "zipped"),
-    [
-        ("mnist:3", "mnist", True),
-        ("mnist:3", "MNIST/raw", False),
-        ("fashion-mnist:3", "fashion_mnist", True),
-        ("fashion-mnist:3", "FashionMNIST/raw", True),
-    ],
-)
-def test_one_class_is_good_and_the_others_anomalous(tmp_path: Path, data: str, folder: str, zipped: bool) -> None:
-    images, labels = write_idx_set(tmp_path / folder, zipped=zipped)
-    dataset = load_dataset(data, root=tmp_path, holdout=0.25)
-    assert (dataset.name, len(dataset.train), len(dataset.calibration)) == (data, 3, 1)
-    assert [sample.label for sample in dataset.test] == [int(label != 3) for label in labels]
-    assert [sample.kind for sample in dataset.test][:5] == ["0", "1", "2", "good", "4"]
-    np.testing.assert_array_equal(np.stack([sample.read() for sample in dataset.test]), images[..., None])
-    assert dataset.test[0].read_mask() is None
-    assert dataset.sizes == {(6, 5): 24}
-
-
-def test_sets_are_found_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_idx_set(tmp_path / "mnist", zipped=True)
-    monkeypatch.setenv("ADEDGE_DATA", str(tmp_path))
-    assert len(load_dataset("mnist:0").test) == 20
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        ("foo:3", "'foo:3' is neither a folder nor a known set: give a folder of pictures, or mnist:0 to mnist:9"),
-        ("mnist:10", "mnist has no class '10': give one of mnist:0 to mnist:9"),
-        ("mnist:-1", "mnist has no class '-1'"),
-        ("mnist:", "mnist has no class ''"),
-        ("mnist:3", "the files of mnist .*train-images-idx3-ubyte.gz.* are not in .*add --download"),
-        ("cifar10:3", "the files of cifar10 .*data_batch_1.bin.*cifar-10-binary.tar.gz.* are not in"),
-    ],
-)
-def test_sets_that_are_unknown_or_absent_are_refused(tmp_path: Path, data: str, sentence: str) -> None:
-    with pytest.raises(DataError, match=sentence):
-        load_dataset(data, root=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "sentence"),
-    [
-        ("train-images-idx3-ubyte", lambda data: data[:-1], "should hold 1200 bytes after its header and holds 1199"),
-        ("train-images-idx3-ubyte", lambda data: data + b"x", "and holds more"),
-        ("train-images-idx3-ubyte", lambda data: data[:10], "is no idx file of 3 dimension"),
-        ("train-images-idx3-ubyte", lambda data: b"\x01" + data[1:], "is no idx file of 3 dimension"),
-        ("train-labels-idx1-ubyte", lambda data: idx(np.zeros(39, np.uint8)), "has 40 pictures and .* 39 labels"),
-        ("t10k-labels-idx1-ubyte", lambda data: data[:-1] + b"\x0a", "has the label 10, above 9"),
-    ],
-    ids=["truncated", "too-long", "no-header", "other-magic", "fewer-labels", "label-10"],
-)
-def test_damaged_idx_files_are_named(tmp_path: Path, name: str, damage: object, sentence: str) -> None:
-    write_idx_set(tmp_path / "mnist", zipped=False)
-    path = tmp_path / "mnist" / name
-    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(DataError, match=sentence):
-        load_dataset("mnist:3", root=tmp_path)
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:100] + b"\xff" * 50 + data[150:]])
-def test_damaged_gzip_files_are_named(tmp_path: Path, damage: object) -> None:
-    write_idx_set(tmp_path / "mnist", zipped=True)
-    path = tmp_path / "mnist/train-images-idx3-ubyte.gz"
-    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be read"):
-        load_dataset("mnist:3", root=tmp_path)
-
-
-def cifar_batches() -> dict[str, bytes]:
-    """Six small batches whose n-th picture is red n, green n + 50, blue n + 100, with a darker first row."""
-    batches = {}
-    for number, name in enumerate([f"data_batch_{part}.bin" for part in range(1, 6)] + ["test_batch.bin"]):
-        records = b""
-        for n in range(10):
-            planes = np.stack([np.full((32, 32), number + n + 50 * channel, np.uint8) for channel in range(3)])
-            planes[:, 0] //= 2
-            records += bytes([n]) + planes.tobytes()
-        batches[name] = records
-    return batches
-
-
-@pytest.mark.parametrize("archived", [False, True], ids=["files", "tar.gz"])
-def test_cifar10_is_read_in_bgr_order(tmp_path: Path, archived: bool) -> None:
-    folder = tmp_path / "cifar10"
-    folder.mkdir()
-    if archived:
-        with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as tar:
-            for name, data in cifar_batches().items():
-                member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    else:
-        for name, data in cifar_batches().items():
-            (folder / name).write_bytes(data)
-    dataset = load_dataset("cifar10:5", root=tmp_path)
-    assert (len(dataset.train), len(dataset.calibration), len(dataset.test)) == (4, 1, 10)
-    frame = dataset.test[2].read()
-    assert frame.shape == (32, 32, 3)
-    assert frame[1, 0].tolist() == [107, 57, 7]  # test is batch number 5
-    assert frame[0, 31].tolist() == [53, 28, 3]
-
-
-def test_truncated_cifar10_is_named(tmp_path: Path) -> None:
-    for name, data in cifar_batches().items():
-        (tmp_path / name).write_bytes(data[:-1] if name == "data_batch_4.bin" else data)
-    with pytest.raises(DataError, match=r"data_batch_4.bin of .* has 30729 bytes, no multiple of 3073"):
-        load_dataset("cifar10:5", root=tmp_path)
-    (tmp_path / "data_batch_4.bin").unlink()
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="cifar-10-binary.tar.gz cannot be read"):
-        load_dataset("cifar10:5", root=tmp_path)
-
-
-def test_an_archive_without_all_batches_is_named(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz"):
-        pass
-    with pytest.raises(DataError, match="cifar-10-binary.tar.gz has no data_batch_1.bin"):
-        load_dataset("cifar10:5", root=tmp_path)
-
-
-def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(pickle.dumps({b"data": 1}))
-    with pytest.raises(DataError, match=r"is CIFAR-10's Python version, a pickle.*get the binary version"):
-        load_dataset("cifar10:5", root=tmp_path)
-
-
-def test_a_download_without_torchvision_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingDependency, match=r"downloading mnist needs .*'adedge\[train\]'"):
-        load_dataset("mnist:3", root=tmp_path, download=True)
-
-
-def test_nothing_is_downloaded_when_the_files_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled_sets, "_download", lambda name, root: pytest.fail("downloaded"))
-    write_idx_set(tmp_path / "mnist", zipped=True)
-    load_dataset("mnist:3", root=tmp_path, download=True)
 
 
 def test_reading_data_needs_no_torch() -> None:

@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import nn
 
-from adedge.bundle import Bundle, FileRecord, create, sha256_of
+from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset, Sample
 from adedge.errors import BundleError, DataError, UsageError
 from adedge.golden import stain
-from adedge.methods import Method, Objective, Stage, input_from_frames, load_detector, predict
+from adedge.methods import Method, Objective, Stage
 from adedge.methods.hfr import Hfr
 from adedge.methods.mkd import Mkd
 from adedge.methods.oesdn.method import OeSdn
 from adedge.methods.oesdn.torch_scoring import dssim_loss
 from adedge.methods.students.method import UninformedStudents
-from adedge.methods.training import Pictures, checkpoint_directory, learning_rate, train
-from adedge.specs import InputSpec
+from adedge.methods.training import TrainingOptions, checkpoint_directory, learning_rate, train
+from adedge.methods.training_pictures import Pictures
 
 torch.set_num_threads(1)
 
+SEEDED = TrainingOptions(seed=3)
 TINY = {
     "architecture": "dense",
     "channels": 1,
@@ -87,8 +88,8 @@ class StopAt:
 
 
 def test_same_seed_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    first, again = (train(OeSdn(**TINY), dataset(), output=tmp_path / name, seed=3) for name in "ab")
-    other = train(OeSdn(**TINY), dataset(), output=tmp_path / "c", seed=4)
+    first, again = (train(OeSdn(**TINY), dataset(), output=tmp_path / name, options=SEEDED) for name in "ab")
+    other = train(OeSdn(**TINY), dataset(), output=tmp_path / "c", options=TrainingOptions(seed=4))
     assert same(weights(first), weights(again))
     assert not same(weights(first), weights(other))
 
@@ -97,21 +98,21 @@ def test_training_leaves_the_random_state_of_others_alone(tmp_path: Path) -> Non
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    train(OeSdn(**TINY), dataset(), output=tmp_path / "a", seed=3)
+    train(OeSdn(**TINY), dataset(), output=tmp_path / "a", options=SEEDED)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(("stage", "iterations"), [("ae", 5), ("ae", 12), ("sdn", 1), ("sdn", 6)])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stage: str, iterations: int) -> None:
-    whole = train(OeSdn(**TINY), dataset(), output=tmp_path / "whole", seed=3)
+    whole = train(OeSdn(**TINY), dataset(), output=tmp_path / "whole", options=SEEDED)
     output = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        train(OeSdn(**TINY), dataset(), output=output, seed=3, progress=StopAt(stage, iterations))
+        train(OeSdn(**TINY), dataset(), output=output, options=SEEDED, progress=StopAt(stage, iterations))
     assert not output.exists()
     assert checkpoint_directory(output).is_dir()
 
     said: list[str] = []
-    resumed = train(OeSdn(**TINY), dataset(), output=output, seed=3, announce=said.append)
+    resumed = train(OeSdn(**TINY), dataset(), output=output, options=SEEDED, announce=said.append)
     assert said[0].startswith("resuming")
     assert same(weights(whole), weights(resumed))
     assert whole.json("training.json") == resumed.json("training.json")
@@ -141,11 +142,11 @@ def test_every_method_resumes_to_the_bit_wherever_it_was_stopped(
 ) -> None:
     """One training, interrupted again and again, against one that was left alone."""
     output, data = tmp_path / "parts", dataset(size=32)
-    whole = train(SHORT[name], data, output=tmp_path / "whole", seed=3)
+    whole = train(SHORT[name], data, output=tmp_path / "whole", options=SEEDED)
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            train(SHORT[name], data, output=output, seed=3, progress=StopAt(*stop))
-    resumed = train(SHORT[name], data, output=output, seed=3)
+            train(SHORT[name], data, output=output, options=SEEDED, progress=StopAt(*stop))
+    resumed = train(SHORT[name], data, output=output, options=SEEDED)
     assert same(weights(whole), weights(resumed))
     assert whole.json("training.json") == resumed.json("training.json")
     with np.load(whole.file("golden.npz")) as one, np.load(resumed.file("golden.npz")) as other:
@@ -157,16 +158,22 @@ def test_crash_between_checkpoints_resumes_from_the_last_one(tmp_path: Path) -> 
         if text.startswith("sdn: ") and done == 4:
             raise MemoryError
 
-    whole = train(OeSdn(**TINY), dataset(), output=tmp_path / "whole", seed=3)
+    whole = train(OeSdn(**TINY), dataset(), output=tmp_path / "whole", options=SEEDED)
     with pytest.raises(MemoryError):
-        train(OeSdn(**TINY), dataset(), output=tmp_path / "b", seed=3, progress=crash, checkpoint_every_s=0)
-    assert same(weights(whole), weights(train(OeSdn(**TINY), dataset(), output=tmp_path / "b", seed=3)))
+        train(
+            OeSdn(**TINY),
+            dataset(),
+            output=tmp_path / "b",
+            options=TrainingOptions(seed=3, checkpoint_every_s=0),
+            progress=crash,
+        )
+    assert same(weights(whole), weights(train(OeSdn(**TINY), dataset(), output=tmp_path / "b", options=SEEDED)))
 
 
 def test_measuring_the_cost_first_changes_nothing(tmp_path: Path) -> None:
     said: list[str] = []
-    quiet = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", seed=3)
-    loud = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", seed=3, announce=said.append)
+    quiet = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", options=SEEDED)
+    loud = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", options=SEEDED, announce=said.append)
     assert same(weights(quiet), weights(loud))
     assert "ae 12 × " in said[0]
     assert "sdn 6 × " in said[0]
@@ -186,38 +193,29 @@ def test_checkpoint_of_another_training_is_refused_and_restart_discards_it(
 ) -> None:
     output = tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
-        train(OeSdn(**TINY), dataset(), output=output, seed=3, progress=StopAt("ae", 2))
+        train(OeSdn(**TINY), dataset(), output=output, options=SEEDED, progress=StopAt("ae", 2))
     with pytest.raises(UsageError, match=rf"\({named}.*--restart"):
-        train(OeSdn(**{**TINY, **options}), dataset(train_seed), output=output, seed=seed)
-    clean = train(OeSdn(**{**TINY, **options}), dataset(train_seed), output=tmp_path / "b", seed=seed)
-    restarted = train(OeSdn(**{**TINY, **options}), dataset(train_seed), output=output, seed=seed, restart=True)
+        train(OeSdn(**{**TINY, **options}), dataset(train_seed), output=output, options=TrainingOptions(seed=seed))
+    clean = train(
+        OeSdn(**{**TINY, **options}), dataset(train_seed), output=tmp_path / "b", options=TrainingOptions(seed=seed)
+    )
+    restarted = train(
+        OeSdn(**{**TINY, **options}),
+        dataset(train_seed),
+        output=output,
+        options=TrainingOptions(seed=seed, restart=True),
+    )
     assert same(weights(clean), weights(restarted))
 
 
 def test_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     output = tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
-        train(OeSdn(**TINY), dataset(), output=output, seed=3, progress=StopAt("ae", 2))
+        train(OeSdn(**TINY), dataset(), output=output, options=SEEDED, progress=StopAt("ae", 2))
     state = checkpoint_directory(output) / "state.safetensors"
     state.write_bytes(state.read_bytes()[:200])
     with pytest.raises(BundleError, match="damaged .*--restart"):
-        train(OeSdn(**TINY), dataset(), output=output, seed=3)
-
-
-def test_checkpoint_replaces_its_file_as_a_whole(tmp_path: Path) -> None:
-    """While a state is being written the earlier one keeps its name, so no moment has none."""
-    from adedge.methods.checkpoint import Checkpoint, Position
-
-    checkpoint = Checkpoint(tmp_path / "c", {"seed": 1})
-    checkpoint.save(Position(iteration=1), {"networks.w": torch.ones(2)})
-    (tmp_path / "c" / "state.safetensors.partial").write_bytes(b"cut off")  # what a killed process leaves
-    loaded = checkpoint.load()
-    assert loaded is not None
-    assert loaded[0].iteration == 1
-    checkpoint.save(Position(iteration=2), {"networks.w": torch.zeros(2)})
-    loaded = checkpoint.load()
-    assert loaded is not None
-    assert (loaded[0].iteration, loaded[1]["networks.w"].tolist()) == (2, [0, 0])
+        train(OeSdn(**TINY), dataset(), output=output, options=SEEDED)
 
 
 # --- what training does --------------------------------------------------------------------------------------------
@@ -232,8 +230,8 @@ def test_both_networks_learn(tmp_path: Path) -> None:
 
 
 def test_the_style_stage_does_not_touch_the_autoencoder(tmp_path: Path) -> None:
-    alone = train(OeSdn(**{**TINY, "variant": "ae"}), dataset(), output=tmp_path / "a", seed=3)
-    both = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", seed=3)
+    alone = train(OeSdn(**{**TINY, "variant": "ae"}), dataset(), output=tmp_path / "a", options=SEEDED)
+    both = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", options=SEEDED)
     distilled = weights(both)
     assert {name for name in distilled if name.startswith("ae.")} == set(weights(alone))
     # The two draw other initial numbers after the AE, none before: its training is the same.
@@ -246,7 +244,7 @@ def test_first_iteration_is_adam_s_first_step(tmp_path: Path) -> None:
         torch.manual_seed(3)
         before = {k: v.numpy().copy() for k, v in OeSdn.networks("ae", {**TINY}).state_dict().items()}
     options = {**TINY, "variant": "ae", "budget": "paper", "ae_iterations": 1}
-    after = weights(train(OeSdn(**options), dataset(), output=tmp_path / "a", seed=3))
+    after = weights(train(OeSdn(**options), dataset(), output=tmp_path / "a", options=SEEDED))
     moved = {name: np.abs(after[name] - before[name]) for name in before}
     np.testing.assert_allclose(moved["ae.layers.14.bias"], 1e-3, rtol=0.02)
     assert max(step.max() for step in moved.values()) == pytest.approx(1e-3, rel=1e-3)
@@ -257,7 +255,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     options = {"size": 16, "channels": 1, "auxiliary": "vertical-flip", "batch": 1, "budget": "paper"}
     method = OeSdn(**options, ae_iterations=2, sdn_iterations=4)
     one = Dataset(**{**vars(dataset()), "train": blobs(1, 1)})
-    trained = weights(train(method, one, output=tmp_path / "a", seed=3))
+    trained = weights(train(method, one, output=tmp_path / "a", options=SEEDED))
 
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -305,8 +303,8 @@ def test_learning_rate_schedules() -> None:
 
 
 def test_autocast_trains_and_is_recorded(tmp_path: Path) -> None:
-    plain = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", seed=3)
-    amp = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", seed=3, amp=True)
+    plain = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", options=SEEDED)
+    amp = train(OeSdn(**TINY), dataset(), output=tmp_path / "b", options=TrainingOptions(seed=3, amp=True))
     assert amp.manifest.provenance.options["amp"] is True
     assert {value.dtype for value in weights(amp).values()} == {np.dtype(np.float32)}
     assert not same(weights(plain), weights(amp))
@@ -324,7 +322,7 @@ def test_convolutional_training_on_patches_of_colour_pictures(tmp_path: Path, fi
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for device in ("cuda:99", "abacus"):
         with pytest.raises(UsageError, match=f"device '{device}' cannot be used here"):
-            train(OeSdn(**TINY), dataset(), output=tmp_path / "a", device=device)
+            train(OeSdn(**TINY), dataset(), output=tmp_path / "a", options=TrainingOptions(device=device))
 
 
 def test_an_existing_bundle_is_refused_before_training(tmp_path: Path) -> None:
@@ -333,46 +331,8 @@ def test_an_existing_bundle_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="--overwrite"):
         train(OeSdn(**TINY), dataset(), output=tmp_path / "a", progress=lambda *report: reports.append(report[0]))
     assert not reports
-    replaced = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", seed=8, overwrite=True)
+    replaced = train(OeSdn(**TINY), dataset(), output=tmp_path / "a", options=TrainingOptions(seed=8, overwrite=True))
     assert replaced.manifest.provenance.seed == 8
-
-
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
-def test_crops_are_cut_everywhere_and_nothing_is_resized() -> None:
-    ramp = (np.arange(20)[:, None] * 12 + np.arange(20)).astype(np.uint8)[..., None]
-    spec = OeSdn(size=16, fit="crop", channels=1).plan().input
-    pictures = Pictures([Sample(path=None, label=0, kind="good", mask_path=None, array=ramp)], spec)
-    origins = set()
-    for seed in range(200):
-        (crop,) = pictures.batch(np.random.default_rng(seed), 1, None)
-        top, left = divmod(int(crop[0, 0, 0]), 12)
-        assert np.array_equal(crop, ramp[top : top + 16, left : left + 16])
-        origins.add((top, left))
-    assert origins == {(top, left) for top in range(5) for left in range(5)}
-
-
-def test_pictures_beyond_the_cache_are_read_again_and_the_same() -> None:
-    samples = blobs(6, 1)
-    spec = InputSpec(height=16, width=16, channels=1, color="gray")
-    cached, uncached = Pictures(samples, spec), Pictures(samples, spec, cache_bytes=600)
-    for seed in range(5):
-        batches = [p.batch(np.random.default_rng(seed), 4, 8) for p in (cached, uncached)]
-        assert np.array_equal(*batches)
-
-
-def test_a_batch_holds_different_pictures() -> None:
-    samples = blobs(6, 1)
-    pictures = Pictures(samples, InputSpec(height=16, width=16, channels=1, color="gray"))
-    batch = pictures.batch(np.random.default_rng(0), 6, None)
-    assert {frame.tobytes() for frame in batch} == {sample.read().tobytes() for sample in samples}
-
-
-def test_pictures_smaller_than_a_crop_are_refused() -> None:
-    spec = OeSdn(size=32, fit="crop", channels=1).plan().input
-    with pytest.raises(DataError, match="16 × 16 pixels.*--size"):
-        Pictures(blobs(1, 1), spec)
 
 
 def test_test_pictures_smaller_than_a_tile_are_refused_before_training(tmp_path: Path) -> None:
@@ -380,14 +340,6 @@ def test_test_pictures_smaller_than_a_tile_are_refused_before_training(tmp_path:
     method = OeSdn(size=32, fit="crop", channels=1, ae_iterations=1, sdn_iterations=1)
     with pytest.raises(DataError, match="16 × 16 pixels"):
         train(method, mixed, output=tmp_path / "a", progress=lambda *report: pytest.fail("trained"))
-
-
-def test_no_pictures_is_one_sentence() -> None:
-    empty = Dataset(name="empty", train=(), calibration=(), test=(), skipped=(), digest="")
-    with pytest.raises(DataError, match="no pictures to train on"):
-        Pictures((), InputSpec(height=16, width=16, channels=1, color="gray"))
-    with pytest.raises(DataError, match="no pictures to train on"):
-        OeSdn.for_dataset(empty)
 
 
 # --- options from data ---------------------------------------------------------------------------------------------
@@ -410,7 +362,7 @@ def test_bad_option_is_a_usage_error_naming_it() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return train(OeSdn(**TINY), dataset(), output=tmp_path_factory.mktemp("b") / "blobs.adedge", seed=3)
+    return train(OeSdn(**TINY), dataset(), output=tmp_path_factory.mktemp("b") / "blobs.adedge", options=SEEDED)
 
 
 def test_bundle_says_where_it_comes_from(bundle: Bundle) -> None:
@@ -430,13 +382,6 @@ def test_golden_frames_are_the_labelled_test_pictures(bundle: Bundle) -> None:
         assert golden["maps"].dtype == golden["scores"].dtype == np.float32
 
 
-def test_loaded_detector_gives_the_golden_maps_and_scores(bundle: Bundle) -> None:
-    with np.load(bundle.file("golden.npz")) as golden:
-        maps, scores = predict(load_detector(bundle), bundle.manifest, golden["frames"], batch_size=2)
-        np.testing.assert_allclose(maps, golden["maps"], atol=1e-6)
-        np.testing.assert_allclose(scores, golden["scores"], atol=1e-6)
-
-
 def test_without_anomalous_test_pictures_stains_are_synthesised(tmp_path: Path) -> None:
     good_only = Dataset(**{**vars(dataset()), "test": ()})
     bundle = train(OeSdn(**TINY), good_only, output=tmp_path / "a")
@@ -452,56 +397,6 @@ def test_stain_changes_exactly_its_mask() -> None:
     stained, mask = stain(frame, np.random.default_rng(1))
     assert np.array_equal((stained != frame).all(axis=2), mask)
     assert 0.01 < mask.mean() < 0.15
-
-
-def test_network_input_is_scaled_and_normalised() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
-    spec = InputSpec(height=8, width=9, channels=3, color="rgb", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    expected = ((frames / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(input_from_frames(frames, spec).numpy(), expected, atol=1e-6)
-
-
-def rewritten(bundle: Bundle, directory: Path, change) -> Bundle:
-    """A copy of the bundle whose weights were changed and whose digest is right again."""
-    values = {name: value.copy() for name, value in weights(bundle).items()}
-    change(values)
-    with create(directory / "changed", bundle.manifest.replace(files={})) as draft:
-        save_file(values, draft.path("weights.safetensors"))
-    return Bundle.open(directory / "changed")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda v: v["ae.layers.2.bias"].__setitem__(3, np.nan), "not finite in 'ae.layers.2.bias'"),
-        (lambda v: v.pop("ae.layers.2.bias"), "'ae.layers.2.bias' is only in one"),
-        (lambda v: v.update({"ae.layers.2.bias": np.zeros(3, np.float32)}), r"'ae.layers.2.bias' has shape \(3,\)"),
-    ],
-    ids=["nan", "missing", "shape"],
-)
-def test_weights_that_cannot_be_are_refused(bundle: Bundle, tmp_path: Path, change, message: str) -> None:
-    with pytest.raises(BundleError, match=message):
-        load_detector(rewritten(bundle, tmp_path, change))
-
-
-def test_weights_with_one_changed_byte_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    copy = rewritten(bundle, tmp_path, lambda values: None)
-    path = copy.file("weights.safetensors")
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(BundleError, match="not the file that was written"):
-        load_detector(copy)
-
-
-def test_file_that_is_not_safetensors_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    copy = rewritten(bundle, tmp_path, lambda values: None)
-    path = copy.path / "weights.safetensors"
-    path.write_bytes(b"not weights")
-    record = FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
-    forged = Bundle(copy.path, copy.manifest.replace(files={"weights.safetensors": record.model_dump()}))
-    with pytest.raises(BundleError, match="cannot be read"):
-        load_detector(forged)
 
 
 def test_the_share_of_loading_in_the_training_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

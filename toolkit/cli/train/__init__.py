@@ -1,18 +1,26 @@
-"""`adedge train METHOD`: from pictures of good parts to a bundle. One sub-command a method, one file a sub-command."""
+"""`adedge train METHOD`: from pictures of good parts to a bundle. One sub-command a method, one file a sub-command.
+
+A method without a file of its own here, as those of other packages, gets its options from its class: see
+`adedge.cli.train.generic`.
+"""
 
 from __future__ import annotations
 
 import typer
 
 from adedge.cli import app
-from adedge.cli.train.hfr import train_hfr
-from adedge.cli.train.mkd import train_mkd
-from adedge.cli.train.oesdn import train_oesdn
-from adedge.cli.train.students import train_students
+from adedge.cli.train.generic import Methods
+from adedge.cli.train.hfr import hfr_options
+from adedge.cli.train.mkd import mkd_options
+from adedge.cli.train.oesdn import oesdn_options
+from adedge.cli.train.options import training_command
+from adedge.cli.train.students import students_options
 
-command = typer.Typer(no_args_is_help=True, help="Train a detector on pictures of good parts and write a bundle.")
+command = typer.Typer(
+    cls=Methods, no_args_is_help=True, help="Train a detector on pictures of good parts and write a bundle."
+)
 app.add_typer(command, name="train")
-command.command("oesdn")(train_oesdn)
-command.command("hfr")(train_hfr)
-command.command("mkd")(train_mkd)
-command.command("students")(train_students)
+command.command("oesdn")(training_command("oesdn", oesdn_options))
+command.command("hfr")(training_command("hfr", hfr_options))
+command.command("mkd")(training_command("mkd", mkd_options))
+command.command("students")(training_command("students", students_options))

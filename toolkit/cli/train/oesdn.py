@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from adedge.bundle import check_creatable
-from adedge.cli.train.options import (
-    Amp,
-    Data,
-    Device,
-    Download,
-    Holdout,
-    Output,
-    Overwrite,
-    Restart,
-    Root,
-    Seed,
-    Strict,
-    Threads,
-    load_pictures,
-    train_method,
-)
+from adedge.cli.train.options import Budget, FitOption
 
-# The command line's own copies of adedge.methods.oesdn.method's choices: --help must not wait for torch.
+# The command line's own copies of the method's choices: --help must not wait for torch.
 Variant = Literal["oe-sdn", "sdn", "ae"]
-Budget = Literal["quick", "paper"]
-Fit = Literal["resize", "crop"]
 Auxiliary = Literal[
     "rotation",
     "vertical-flip",
@@ -42,9 +24,7 @@ Auxiliary = Literal[
 CHANNELS = {"gray": 1, "rgb": 3}
 
 
-def train_oesdn(
-    data: Data,
-    output: Output,
+def oesdn_options(
     variant: Annotated[
         Variant,
         typer.Option(
@@ -59,13 +39,7 @@ def train_oesdn(
             "iterations; hours on a CPU for large pictures, and you are told how many before it starts."
         ),
     ] = "quick",
-    fit: Annotated[
-        Fit,
-        typer.Option(
-            help="resize: stretch the whole picture to the input (parts that fill the frame). crop: keep the "
-            "resolution, learn random crops and inspect overlapping tiles (textures, large pictures)."
-        ),
-    ] = "resize",
+    fit: FitOption = "resize",
     size: Annotated[
         int | None,
         typer.Option(
@@ -106,17 +80,7 @@ def train_oesdn(
         int | None, typer.Option(min=1, help="Iterations of the style network, instead of the budget's.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures an iteration, instead of the budget's.")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    amp: Amp = False,
-    threads: Threads = None,
-    holdout: Holdout = 0.2,
-    root: Root = None,
-    download: Download = False,
-    strict: Strict = False,
-    overwrite: Overwrite = False,
-    restart: Restart = False,
-) -> None:
+) -> dict[str, Any]:
     """Autoencoder and style network (OE-SDN, 2020): anomalies show where the two disagree.
 
     Only good pictures are learnt; test pictures, where the data has them, are used for the bundle's self-test and by
@@ -124,33 +88,17 @@ def train_oesdn(
 
     Example: `adedge train oesdn photos/good -o bottle.adedge`
     """
-    check_creatable(output, overwrite=overwrite)
-    dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
-    from adedge.methods.oesdn.method import OeSdn
-
-    method = OeSdn.for_dataset(
-        dataset,
-        variant=variant,
-        budget=budget,
-        fit=fit,
-        size=size,
-        channels=None if color is None else CHANNELS[color],
-        auxiliary=auxiliary,
-        outlier_weight=outlier_weight,
-        smoothing=smoothing,
-        margin=margin,
-        ae_iterations=ae_iterations,
-        sdn_iterations=sdn_iterations,
-        batch=batch,
-    )
-    train_method(
-        method,
-        dataset,
-        output,
-        seed=seed,
-        device=device,
-        amp=amp,
-        threads=threads,
-        overwrite=overwrite,
-        restart=restart,
-    )
+    return {
+        "variant": variant,
+        "budget": budget,
+        "fit": fit,
+        "size": size,
+        "channels": None if color is None else CHANNELS[color],
+        "auxiliary": auxiliary,
+        "outlier_weight": outlier_weight,
+        "smoothing": smoothing,
+        "margin": margin,
+        "ae_iterations": ae_iterations,
+        "sdn_iterations": sdn_iterations,
+        "batch": batch,
+    }

@@ -1,20 +1,28 @@
-"""What training takes whatever the method, and how it is shown on the command line."""
+"""What every `adedge train METHOD` takes and does; what only one method has is in a file of its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from adedge.bundle import check_creatable
 from adedge.console import note, progress, warn
+from adedge.errors import UsageError
 from adedge.progress import Progress
 
 if TYPE_CHECKING:
     from adedge.data.datasets import Dataset
     from adedge.methods import Method
+    from adedge.methods.training import TrainingOptions
+
+# The command line's own copies of the methods' choices: --help must not wait for torch.
+Budget = Literal["quick", "paper"]
+Fit = Literal["resize", "crop"]
 
 Data = Annotated[
     str,
@@ -30,6 +38,13 @@ Weights = Annotated[
     typer.Option(
         help="Weights of the network trained on ImageNet: torchvision (downloaded once), a FILE with torchvision's "
         "state dict (.pth or .safetensors), or none for random features."
+    ),
+]
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help="resize: stretch the whole picture to the input (parts that fill the frame). crop: keep the "
+        "resolution, learn random crops and inspect overlapping tiles (textures, large pictures)."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CPU, with as many threads).")]
@@ -62,60 +77,87 @@ Restart = Annotated[
 ]
 
 
-def load_pictures(data: str, *, strict: bool, holdout: float, root: Path | None, download: bool) -> Dataset:
-    """Load the pictures, warn of those that were skipped and say how many there are."""
-    from adedge.data.datasets import load_dataset
-    from adedge.methods import require_torch
+def training_command(name: str, options_of: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """What `adedge train NAME` does; Typer reads its options from the signature.
 
-    require_torch()
-    dataset = load_dataset(data, strict=strict, holdout=holdout, root=root, download=download)
+    They are DATA and --output, the parameters of ``options_of``, and then what every training takes. ``options_of``
+    turns its own into the method's options for `Method.for_dataset`; its docstring is the command's help.
+    """
+
+    def run(
+        data: Data,
+        output: Output,
+        seed: Seed = 0,
+        device: Device = "cpu",
+        amp: Amp = False,
+        threads: Threads = None,
+        holdout: Holdout = 0.2,
+        root: Root = None,
+        download: Download = False,
+        strict: Strict = False,
+        overwrite: Overwrite = False,
+        restart: Restart = False,
+        **own: Any,
+    ) -> None:
+        check_creatable(output, overwrite=overwrite)
+        chosen = options_of(**own)
+        from adedge.data.datasets import load_dataset
+        from adedge.methods import method_named
+
+        kind = method_named(name)
+        dataset = load_dataset(data, strict=strict, holdout=holdout, root=root, download=download)
+        _describe(dataset)
+        method = kind.for_dataset(dataset, **chosen)
+        if method.plan().input.channels == 3 and dataset.train[0].read().shape[2] == 1:
+            note("grey pictures: their one channel is repeated for the network, which expects three")
+        from adedge.methods.training import TrainingOptions
+
+        options = TrainingOptions(
+            seed=seed, device=device, amp=amp, threads=threads, overwrite=overwrite, restart=restart
+        )
+        _train(method, dataset, output, options)
+
+    shared = [one for one in _parameters(run) if one.kind is not Parameter.VAR_KEYWORD]
+    specific = _parameters(options_of)
+    if taken := {one.name for one in shared} & {one.name for one in specific}:
+        raise UsageError(
+            f"the method '{name}' has a field '{min(taken)}', and every training has an option of that name: "
+            "rename the field"
+        )
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*shared[:2], *specific, *shared[2:])]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__ = options_of.__doc__
+    return run
+
+
+def _parameters(function: Callable[..., object]) -> list[Parameter]:
+    return list(signature(function, eval_str=True).parameters.values())
+
+
+def warn_of_random_features(weights: str) -> None:
+    """Say that random features are no good features."""
+    if weights == "none":
+        warn("--weights none: the features are random; expect a far worse detector than with ImageNet weights")
+
+
+def _describe(dataset: Dataset) -> None:
+    """Warn of pictures that were skipped and say how many there are."""
     for sentence in dataset.skipped:
         warn(sentence)
     note(
         f"{dataset.name}: {len(dataset.train)} good pictures to train on, {len(dataset.calibration)} held out, "
         f"{len(dataset.test)} to test"
     )
-    return dataset
 
 
-def note_backbone(dataset: Dataset, weights: str) -> None:
-    """Say what a network for colour pictures makes of grey ones, and that random features are no good features."""
-    if dataset.train and dataset.train[0].read().shape[2] == 1:
-        note("grey pictures: their one channel is repeated for the network, which expects three")
-    if weights == "none":
-        warn("--weights none: the features are random; expect a far worse detector than with ImageNet weights")
-
-
-def train_method(
-    method: Method,
-    dataset: Dataset,
-    output: Path,
-    *,
-    seed: int,
-    device: str,
-    amp: bool,
-    threads: int | None,
-    overwrite: bool,
-    restart: bool,
-) -> None:
+def _train(method: Method, dataset: Dataset, output: Path, options: TrainingOptions) -> None:
     """Train with a progress bar for each stage; say how an interrupted training goes on, and what comes next."""
     from adedge.methods.training import checkpoint_directory, train
 
     try:
         with _bar_per_stage() as step:
-            train(
-                method,
-                dataset,
-                output=output,
-                seed=seed,
-                device=device,
-                amp=amp,
-                threads=threads,
-                overwrite=overwrite,
-                restart=restart,
-                progress=step,
-                announce=note,
-            )
+            train(method, dataset, output=output, options=options, progress=step, announce=note)
     except KeyboardInterrupt:
         checkpoint = checkpoint_directory(output)
         if checkpoint.is_dir():

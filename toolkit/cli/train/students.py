@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from adedge.bundle import check_creatable
-from adedge.cli.train.options import (
-    Amp,
-    Data,
-    Device,
-    Download,
-    Holdout,
-    Output,
-    Overwrite,
-    Restart,
-    Root,
-    Seed,
-    Strict,
-    Threads,
-    Weights,
-    load_pictures,
-    note_backbone,
-    train_method,
-)
+from adedge.cli.train.options import Budget, FitOption, Weights, warn_of_random_features
 from adedge.console import note
 from adedge.errors import UsageError
 
-# The command line's own copies of adedge.methods.students.method' choices: --help must not wait for torch.
-Budget = Literal["quick", "paper"]
-Fit = Literal["resize", "crop"]
 
-
-def train_students(
-    data: Data,
-    output: Output,
+def students_options(
     patch: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,13 +73,7 @@ def train_students(
             show_default=False,
         ),
     ] = None,
-    fit: Annotated[
-        Fit,
-        typer.Option(
-            help="resize: stretch the whole picture to the input (parts that fill the frame). crop: keep the "
-            "resolution, learn random crops and inspect overlapping tiles (textures, large pictures)."
-        ),
-    ] = "resize",
+    fit: FitOption = "resize",
     size: Annotated[
         int | None,
         typer.Option(min=16, max=4096, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
@@ -126,17 +96,7 @@ def train_students(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Pictures an iteration of the students, instead of the budget's.")
     ] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    amp: Amp = False,
-    threads: Threads = None,
-    holdout: Holdout = 0.2,
-    root: Root = None,
-    download: Download = False,
-    strict: Strict = False,
-    overwrite: Overwrite = False,
-    restart: Restart = False,
-) -> None:
+) -> dict[str, Any]:
     """Uninformed Students (2020): anomalies show where students cannot repeat what a teacher says of each patch.
 
     The teacher learns to describe patches of natural pictures, once and for all products; students learn its
@@ -145,48 +105,31 @@ def train_students(
     Examples: `adedge train students photos/good -o bottle.adedge --teacher-data natural --weights resnet18.pth`, and
     for the next product `adedge train students caps/good -o cap.adedge --teacher bottle.adedge`
     """
-    check_creatable(output, overwrite=overwrite)
-    patches = parse_patches(patch)
-    dataset = load_pictures(data, strict=strict, holdout=holdout, root=root, download=download)
-    from adedge.methods.students.method import UninformedStudents
-
-    distilled = teacher is None and lambda_k > 0
-    note_backbone(dataset, weights if distilled else "unused")
-    method = UninformedStudents.for_dataset(
-        dataset,
-        budget=budget,
-        patches=patches,
-        members=members,
-        size=size,
-        fit=fit,
-        output_stride=output_stride,
-        margin=margin,
-        teacher=None if teacher is None else str(teacher),
-        teacher_data=None if teacher_data is None else str(teacher_data),
-        weights=weights,
-        lambda_k=lambda_k,
-        lambda_m=lambda_m,
-        lambda_c=lambda_c,
-        teacher_iterations=teacher_iterations,
-        student_iterations=student_iterations,
-        batch=batch,
-    )
+    if teacher is None and lambda_k > 0:
+        warn_of_random_features(weights)
     if teacher is None and teacher_data is None:
         note(
             "the teacher learns from the training pictures alone: it describes more when it has seen a thousand "
             "natural photographs (--teacher-data), or when an earlier one is reused (--teacher)"
         )
-    train_method(
-        method,
-        dataset,
-        output,
-        seed=seed,
-        device=device,
-        amp=amp,
-        threads=threads,
-        overwrite=overwrite,
-        restart=restart,
-    )
+    return {
+        "budget": budget,
+        "patches": parse_patches(patch),
+        "members": members,
+        "size": size,
+        "fit": fit,
+        "output_stride": output_stride,
+        "margin": margin,
+        "teacher": None if teacher is None else str(teacher),
+        "teacher_data": None if teacher_data is None else str(teacher_data),
+        "weights": weights,
+        "lambda_k": lambda_k,
+        "lambda_m": lambda_m,
+        "lambda_c": lambda_c,
+        "teacher_iterations": teacher_iterations,
+        "student_iterations": student_iterations,
+        "batch": batch,
+    }
 
 
 def parse_patches(texts: list[str] | None) -> tuple[int, ...] | None:

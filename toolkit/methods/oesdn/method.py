@@ -21,8 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adedge.data.datasets import Dataset
-from adedge.errors import DataError
-from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, configured
+from adedge.methods import NetworkArguments, Objective, Stage, TrainingPlan, configured, first_sample
 from adedge.methods.oesdn.auxiliary import TRANSFORMS
 from adedge.methods.oesdn.torch_scoring import dssim_loss, msd_loss
 from adedge.specs import Dssim, InputSpec, Record, ScoreSpec, Tiling, Uniform
@@ -281,14 +280,12 @@ class OeSdn(Record):
         A folder's pictures are seen in grey where the first one is grey, unless ``channels`` is given. Raises
         `UsageError` naming the first option that cannot be.
         """
-        if not dataset.train:
-            raise DataError(f"{dataset.name} holds no pictures to train on")
-        first = dataset.train[0]
+        first = first_sample(dataset)
         height, _, channels = first.read().shape
         fitting: dict[str, Any] = {"channels": channels}
         if first.path is None:
             fitting.update(architecture="dense", one_class=True, size=height)
-        return configured(cls, {**fitting, **{name: value for name, value in options.items() if value is not None}})
+        return configured(cls, options, fitting)
 
     def plan(self) -> TrainingPlan:
         """Networks, specs and stages; see `Method.plan`."""

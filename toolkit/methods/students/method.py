@@ -25,8 +25,17 @@ from torch import Tensor, nn
 
 from adedge.bundle import Bundle, sha256_of
 from adedge.data.datasets import Dataset, load_dataset
-from adedge.errors import BundleError, DataError
-from adedge.methods import NetworkArguments, Objective, OtherPictures, Stage, TrainingPlan, backbones, configured
+from adedge.errors import BundleError
+from adedge.methods import (
+    NetworkArguments,
+    Objective,
+    OtherPictures,
+    Stage,
+    TrainingPlan,
+    backbones,
+    configured,
+    first_sample,
+)
 from adedge.methods.students.patch_networks import DESCRIPTOR, PATCHES, STRIDES, PatchNetwork, mirrored, own_stride
 from adedge.methods.students.teaching import (
     PICTURES,
@@ -36,7 +45,7 @@ from adedge.methods.students.teaching import (
     draw_triplets,
     triplet_loss,
 )
-from adedge.specs import InputSpec, ReadyMap, Record, ScoreSpec, Tiling
+from adedge.specs import ReadyMap, Record, ScoreSpec
 
 VALIDATION = 0.1  # share of the training pictures over which the scores are normalised
 EPOCHS = 100  # of the students, as published
@@ -306,14 +315,11 @@ class UninformedStudents(Record):
         is trained, and digests are recorded. Raises `UsageError` naming the first option that cannot be, `BundleError`
         for a file without the teachers, `DataError` for weights or pictures that cannot be had.
         """
-        if not dataset.train:
-            raise DataError(f"{dataset.name} holds no pictures to train on")
-        given = {name: value for name, value in options.items() if value is not None}
         fitting: dict[str, Any] = {"pictures": max(1, round(len(dataset.train) * (1 - VALIDATION)))}
-        if dataset.train[0].path is None:
-            patches = tuple(given.get("patches", (33,)))
+        if first_sample(dataset).path is None:
+            patches = tuple(options.get("patches") or (33,))
             fitting.update(one_class=True, members=5, patches=patches, size=patches[0])
-        method = configured(cls, {**fitting, **given})
+        method = configured(cls, options, fitting)
         found: dict[str, Any] = {}
         if method.teacher is not None:
             teachers_from_file(Path(method.teacher), method.patches)
@@ -334,7 +340,6 @@ class UninformedStudents(Record):
 
     def plan(self) -> TrainingPlan:
         """Networks, specs and stages; see `Method.plan`."""
-        tiling = Tiling(tile=self.size, stride=self.size // 2) if self.fit == "crop" else None
         stride = 0 if self.one_class else self.output_stride or BUDGETS[self.budget].output_stride
         teacher_data = None if self.teacher_data is None else Path(self.teacher_data)
         teaching = {"teaching": OtherPictures(folder=teacher_data, input=PICTURES)}
@@ -345,16 +350,7 @@ class UninformedStudents(Record):
                 "features": self.features,
                 "output_stride": stride,  # 0: the picture is one patch
             },
-            input=InputSpec(
-                height=self.size,
-                width=self.size,
-                channels=3,
-                color="rgb",
-                mean=backbones.MEAN,
-                std=backbones.STD,
-                resize="stretch" if tiling is None else "tile",
-                tiling=tiling,
-            ),
+            input=backbones.input_spec(self.size, self.fit),
             score=ScoreSpec(comparison=ReadyMap(), reduce="max", margin=self._margin()),
             stages=tuple(self._stages()),
             validation=VALIDATION,

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adedge.methods import backbones
-from adedge.specs import InputSpec
 
 SIDE = 256  # of the pictures that patches are cut from
 ZOOM = (4, 16)  # a picture is zoomed to this many patch sides
@@ -24,7 +23,7 @@ LUMINANCE = (0.8, 1.2)  # factor; the paper names the change and not its size
 MARGIN = 1.0  # delta; the paper gives no value, and 1 is that of the triplets it builds on (Balntas et al. 2016)
 
 # The whole picture zoomed to equal width and height, as the paper says.
-PICTURES = InputSpec(height=SIDE, width=SIDE, channels=3, color="rgb", mean=backbones.MEAN, std=backbones.STD)
+PICTURES = backbones.input_spec(SIDE)
 
 
 def draw_triplets(x: Tensor, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adedge.benchmarks.evaluate import METRICS, Cell
-from adedge.benchmarks.published import published_mean, published_value
+from adedge.benchmarks.evaluation.cells import METRICS, Cell
+from adedge.benchmarks.evaluation.published import published_mean, published_value
 
 MEAN = "mean"  # the last column's name
 
