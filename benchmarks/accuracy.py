@@ -1,4 +1,4 @@
-"""How well a contender tells good from anomalous pictures, and how often it decides otherwise than PyTorch."""
+"""How well a contender separates good from anomalous pictures, and how often it disagrees with the reference."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from adedge.progress import Progress
 from adedge.runtime.inspection import judge_samples
 from adedge.specs import InputSpec, Record, ScoreSpec
 
-CURVE_POINTS = 200
+CURVE_POINTS = 200  # of a stored curve, at most
 
 
 class Accuracy(Record):
-    """Metrics of one contender on raw scores and maps.
+    """Metrics of one contender, computed on raw scores and maps.
 
-    ``auroc_low`` and ``auroc_high`` bound the AUROC with 95% confidence (stratified bootstrap over pictures), as the
-    intervals (low, high) of ``pixel_auroc`` and ``aupro`` do.
-    ``false_alarms`` and ``misses`` are rates at the contender's own threshold, ``flips`` the pictures whose verdict
-    differs from PyTorch's; None where a threshold, a mask or PyTorch is missing. ``roc`` and ``pro`` are points (x, y).
+    ``auroc_low`` and ``auroc_high``, and the intervals (low, high) of ``pixel_auroc`` and ``aupro``, are 95% confidence
+    bounds from a stratified bootstrap over pictures. ``false_alarms`` and ``misses`` are rates at the contender's own
+    threshold; ``flips`` counts the pictures whose verdict differs from the reference's. Metrics are None if they lack a
+    threshold, masks or the reference. ``roc`` and ``pro`` are points (x, y).
     """
 
     pictures: int
@@ -47,7 +47,10 @@ class Accuracy(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a contender says of the labelled pictures: maps (list of (H, W)), scores (N,), verdicts (N,) or None."""
+    """A contender's results for the labelled pictures.
+
+    ``maps`` are (H, W) each, ``scores`` raw (N,); ``verdicts`` (N,), True for anomalous, are None without a threshold.
+    """
 
     maps: list[NDArray[np.float32]]
     scores: NDArray[np.floating[Any]]
@@ -57,7 +60,7 @@ class Scored:
 def score_samples(
     contender: Contender, samples: Sequence[Sample], spec: InputSpec, score: ScoreSpec, progress: Progress | None = None
 ) -> Scored:
-    """Maps, raw scores and verdicts of pictures, judged as `adedge run` does: on the GPU where the engine is."""
+    """Judge pictures as `adedge run` does, on the GPU if the engine runs there."""
     judged = judge_samples(contender.backend, spec, score, samples, name=contender.name, maps=True, progress=progress)
     verdicts = None if contender.threshold is None else judged.scores > contender.threshold
     return Scored(maps=list(judged.maps), scores=judged.scores, verdicts=verdicts)
@@ -66,28 +69,28 @@ def score_samples(
 def accuracy(
     scored: Scored, labels: NDArray[np.int64], masks: NDArray[np.bool_] | None, reference: Scored | None
 ) -> Accuracy:
-    """Metrics of a contender against ``labels`` (N,), ``masks`` (N, H, W) at map size, and PyTorch's verdicts."""
+    """Compute a contender's metrics from labels (N,), masks (N, H, W) at map size, and the reference's verdicts."""
     interval = auroc_interval(labels, scored.scores)
     fpr, tpr, _ = roc_curve(labels, scored.scores)
-    pixels: dict[str, object] = {}
+    optional: dict[str, object] = {}
     if masks is not None:
         maps = np.stack(scored.maps)
         rates, overlaps = pro_curve(masks, maps)
         area = float(np.sum(np.diff(rates) * (overlaps[1:] + overlaps[:-1]) / 2) / rates[-1])
-        sure = pixel_intervals(masks, maps)
-        pixels = {
+        intervals = pixel_intervals(masks, maps)
+        optional = {
             "pixel_auroc": pixel_auroc(masks, maps),
-            "pixel_auroc_interval": (sure.auroc.low, sure.auroc.high),
+            "pixel_auroc_interval": (intervals.auroc.low, intervals.auroc.high),
             "aupro": area,
-            "aupro_interval": (sure.aupro.low, sure.aupro.high),
+            "aupro_interval": (intervals.aupro.low, intervals.aupro.high),
             "pro": _points(rates, overlaps),
         }
     verdicts = scored.verdicts
     if verdicts is not None:
-        pixels["false_alarms"] = float(verdicts[labels == 0].mean())
-        pixels["misses"] = float((~verdicts[labels == 1]).mean())
+        optional["false_alarms"] = float(verdicts[labels == 0].mean())
+        optional["misses"] = float((~verdicts[labels == 1]).mean())
         if reference is not None and reference.verdicts is not None:
-            pixels["flips"] = count_flips(reference.verdicts, verdicts)
+            optional["flips"] = count_flips(reference.verdicts, verdicts)
     return Accuracy.model_validate(
         {
             "pictures": len(labels),
@@ -96,13 +99,16 @@ def accuracy(
             "auroc_high": interval.high,
             "best_f1": best_f1(labels, scored.scores).f1,
             "roc": _points(fpr, tpr),
-            **pixels,
+            **optional,
         }
     )
 
 
 def masks_at_map_size(samples: Sequence[Sample], maps: Sequence[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
-    """Ground truth (N, H, W) resized to the maps (nearest), or None unless all maps are of one size and all known."""
+    """Ground-truth masks (N, H, W), resized to the maps by nearest neighbour.
+
+    None if the maps differ in size or an anomalous picture has no mask.
+    """
     import cv2
 
     if len({one.shape for one in maps}) != 1:
@@ -120,6 +126,6 @@ def masks_at_map_size(samples: Sequence[Sample], maps: Sequence[NDArray[np.float
 
 
 def _points(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
-    """At most `CURVE_POINTS` of a curve's points, the ends among them: enough to draw it."""
-    chosen = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
-    return tuple((round(float(x[i]), 6), round(float(y[i]), 6)) for i in chosen)
+    """At most `CURVE_POINTS` evenly spaced points of a curve, both ends included: enough to draw it."""
+    indices = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+    return tuple((round(float(x[i]), 6), round(float(y[i]), 6)) for i in indices)

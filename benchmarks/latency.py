@@ -1,8 +1,8 @@
-"""How long a verdict takes, at three named boundaries, warm-up left out and all contenders interleaved.
+"""Latency at three named boundaries, with warm-up excluded and all contenders interleaved.
 
 *network*: the engine alone. *frame*: preprocess to score. *verdict*: from the capture's timestamp to the verdict handed
-to the first sink, through the real pipeline, with frames arriving at a stated rate, the same for all contenders, that
-leaves the slowest of them 30% idle.
+to the first sink, through the real pipeline; frames arrive at the same rate for all contenders, one that leaves the
+slowest 30% idle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from adedge.specs import InputSpec, Record, ScoreSpec
 
 log = logging.getLogger(__name__)
 
-ROUND = 10  # batches that one contender is given before it is the next one's turn
-BUSY = 0.7  # share of the slowest contender's capacity that the paced source asks for
+ROUND_BATCHES = 10  # that one contender runs before the next one takes its turn
+LOAD = 0.7  # frame rate of the paced source, as a share of the slowest contender's capacity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """An executor to measure: ``name`` is "<target>/<precision>", ``threshold`` None where none was fitted."""
+    """An executor to measure: ``name`` is "<target>/<precision>", ``threshold`` None if none was fitted."""
 
     name: str
     backend: Backend
@@ -42,7 +42,7 @@ class Contender:
 
 
 class Percentiles(Record):
-    """Latency in milliseconds; percentiles by linear interpolation between samples, which are kept in order."""
+    """Latency in milliseconds: percentiles, linearly interpolated between samples, and all samples in order."""
 
     p50: float
     p95: float
@@ -52,9 +52,10 @@ class Percentiles(Record):
 
 
 class Latency(Record):
-    """The latencies of one contender, its throughput, and the rate in frames per second behind "verdict".
+    """Latencies and throughput of one contender.
 
-    "network" and "frame" are those of a whole ``batch``; "verdict" is that of one frame.
+    "network" and "frame" are for a whole ``batch``, "verdict" for one frame. ``paced_at`` is the rate, in frames per
+    second, at which frames arrived while "verdict" was measured.
     """
 
     network: Percentiles
@@ -68,8 +69,8 @@ class Latency(Record):
 def percentiles(samples_ms: Sequence[float]) -> Percentiles:
     """p50, p95, p99 and mean of latencies in milliseconds."""
     p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, (50, 95, 99)))
-    kept = tuple(round(float(value), 4) for value in samples_ms)
-    return Percentiles(p50=p50, p95=p95, p99=p99, mean=float(np.mean(samples_ms)), samples_ms=kept)
+    samples = tuple(round(float(value), 4) for value in samples_ms)
+    return Percentiles(p50=p50, p95=p95, p99=p99, mean=float(np.mean(samples_ms)), samples_ms=samples)
 
 
 def measure_latency(
@@ -83,12 +84,12 @@ def measure_latency(
     warmup: int = 10,
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
-    """Latency of each contender over ``frames`` frames, ``batch`` at a time, taken in turn from ``images`` (H, W, C).
+    """Measure each contender over ``frames`` frames, ``batch`` at a time, that cycle through ``images`` (H, W, C).
 
-    Frames are preprocessed and scored where `adedge run` does it: on the GPU for an engine there, where that can be.
-    Then "network" is GPU time without transfers, and no map is downloaded.
+    Preprocessing and scoring run where `adedge run` runs them: on the GPU for an engine there, if possible. "network"
+    is then GPU time without transfers, and no map is downloaded.
 
-    Raises `UsageError` for batches of frames that are tiled, `EngineError` where an engine takes fewer frames at once.
+    Raises `UsageError` if ``batch`` > 1 and the detector tiles frames, `EngineError` if an engine's batch is smaller.
     """
     if batch > 1 and spec.tiling is not None:
         raise UsageError("the tiles of one frame already fill a batch: leave --batch out for a detector that tiles")
@@ -113,35 +114,35 @@ def measure_latency(
     for inspector in inspectors.values():
         _inspect(inspector, images, 0, warmup, batch)
     batches = -(-frames // batch)
-    for start in range(0, batches, ROUND):
+    for start in range(0, batches, ROUND_BATCHES):
         for name, inspector in inspectors.items():
-            timings[name] += _inspect(inspector, images, start, min(ROUND, batches - start), batch)
+            timings[name] += _inspect(inspector, images, start, min(ROUND_BATCHES, batches - start), batch)
         if progress is not None:
-            progress(min(start + ROUND, batches), batches, "network and frame")
-    # One rate for all, so that what a frame waits in the pipeline can be compared.
-    slowest_ms = max(float(np.median([frame for _, frame in timed])) / batch for timed in timings.values())
-    rate = BUSY * 1e3 / slowest_ms
-    found = {}
+            progress(min(start + ROUND_BATCHES, batches), batches, "network and frame")
+    # At the same rate for all, waiting times in the pipeline are comparable.
+    slowest_ms = max(float(np.median([frame for _, frame in pairs])) / batch for pairs in timings.values())
+    rate = LOAD * 1e3 / slowest_ms
+    latencies = {}
     for done, (name, inspector) in enumerate(inspectors.items()):
         network, frame = (list(column) for column in zip(*timings[name], strict=True))
         if progress is not None:
             progress(done, len(inspectors), f"verdict, {name} at {rate:.1f} frames/s")
-        found[name] = Latency(
+        latencies[name] = Latency(
             network=percentiles(network),
             frame=percentiles(frame),
-            verdict=percentiles(_paced(inspector, images, rate, max(20, frames // 4), batch)),
+            verdict=percentiles(_measure_paced(inspector, images, rate, max(20, frames // 4), batch)),
             frames_per_second=1e3 * batch * len(frame) / sum(frame),
             paced_at=rate,
             batch=batch,
         )
         inspector.close()
-    return found
+    return latencies
 
 
 def _inspect(
     inspector: Inspector, images: Sequence[NDArray[np.uint8]], start: int, count: int, batch: int
 ) -> list[tuple[float, float]]:
-    """(network, frame) milliseconds of ``count`` batches."""
+    """Run ``count`` batches from number ``start`` on; returns (network, frame) milliseconds of each."""
     timings = []
     for first in range(start * batch, (start + count) * batch, batch):
         frames = [
@@ -154,12 +155,12 @@ def _inspect(
     return timings
 
 
-def _paced(
+def _measure_paced(
     inspector: Inspector, images: Sequence[NDArray[np.uint8]], rate: float, count: int, batch: int
 ) -> list[float]:
-    """Verdict latencies in milliseconds of frames that arrive ``rate`` times a second."""
+    """Run ``count`` frames that arrive ``rate`` times a second; returns their verdict latencies in milliseconds."""
 
-    def arriving() -> Iterator[NDArray[np.uint8]]:
+    def paced_images() -> Iterator[NDArray[np.uint8]]:
         due = time.monotonic()
         for index in range(count):
             due += 1 / rate
@@ -167,5 +168,5 @@ def _paced(
             yield images[index % len(images)]
 
     sink = ListSink()
-    run([Stream(ArraySource(arriving, name="paced"), [sink])], inspector, policy="every", batch=batch)
+    run([Stream(ArraySource(paced_images, name="paced"), [sink])], inspector, policy="every", batch=batch)
     return [verdict.timings_ms["verdict"] for verdict in sink.verdicts]

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describe the machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "torch", "onnx", "tensorrt", "tensorrt-rtx", "pycuda")
-SPEEDUPS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
+SIMD_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 
 
 def machine_facts() -> dict[str, str]:
-    """Processor, memory, system, GPU, power mode and library versions of this machine, as text."""
+    """This machine's processor, memory, system, GPU, power mode and library versions, as text by name."""
     facts = {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -40,19 +40,19 @@ def machine_facts() -> dict[str, str]:
 
 
 def has_int8_instructions() -> bool:
-    """Whether the processor multiplies INT8 faster than FP32 (VNNI, AMX, Arm's dot product)."""
+    """Whether the processor has INT8 dot-product or matrix instructions: VNNI, AMX, Arm's SDOT or I8MM."""
     return any(flag in _flags() for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
 
 
 def _gpu_clocks() -> dict[str, str]:
-    """A Jetson's GPU clock now and its range, from devfreq; jetson_clocks locks it by making the range one value."""
+    """A Jetson's current GPU clock and its range, from devfreq; jetson_clocks locks it by making both limits equal."""
     for device in sorted(Path("/sys/class/devfreq").glob("*")):
         if "gpu" in device.name or "ga10b" in device.name or "gpc" in device.name:
-            now, low, high = (_text(str(device / name)) for name in ("cur_freq", "min_freq", "max_freq"))
-            if now:
+            clock, low, high = (_text(str(device / name)) for name in ("cur_freq", "min_freq", "max_freq"))
+            if clock:
                 locked = ", locked" if low == high else ""
                 return {
-                    "GPU clock": f"{int(now) / 1e6:.0f} MHz of {int(low) / 1e6:.0f} to {int(high) / 1e6:.0f}{locked}"
+                    "GPU clock": f"{int(clock) / 1e6:.0f} MHz of {int(low) / 1e6:.0f} to {int(high) / 1e6:.0f}{locked}"
                 }
     return {}
 
@@ -70,8 +70,8 @@ def _processor() -> str:
 
 
 def _flags() -> list[str]:
-    known = _cpuinfo("flags", "Features").split()
-    return [flag for flag in SPEEDUPS if flag in known]
+    flags = _cpuinfo("flags", "Features").split()
+    return [flag for flag in SIMD_FLAGS if flag in flags]
 
 
 def _system() -> str:

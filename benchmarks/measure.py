@@ -1,4 +1,4 @@
-"""Measuring a bundle: latency and accuracy of its engines on this machine, as one report."""
+"""Benchmark a bundle: latency and accuracy of its engines on this machine, as one report."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Target
 
 log = logging.getLogger(__name__)
 
-TIMED_PICTURES = 50  # different pictures that latency is measured on, at most
+TIMED_PICTURES = 50  # to measure latency on; the stride through the data can give up to twice as many
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
     """What to measure, and how.
 
-    ``target`` and ``precisions`` pick engines. Latency is taken over ``frames`` frames, ``batch`` at once, with
-    ``threads`` CPU threads (default: physical cores). ``reference`` judges the pictures with the model too: what flips
-    are counted against.
+    ``target`` and ``precisions`` select engines. Latency is measured over ``frames`` frames, ``batch`` at a time, with
+    ``threads`` CPU threads (default: physical cores). ``reference`` also runs the model, which flips are counted
+    against.
     """
 
     target: Target | None = None
@@ -52,7 +52,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The report, and of each contender a sheet of heat maps (JPEG) where there were labelled pictures."""
+    """The report and, if there are labelled pictures, a sheet of heat maps (JPEG) by contender."""
 
     report: Report
     sheets: Mapping[str, bytes] = field(default_factory=dict)
@@ -70,9 +70,10 @@ def benchmark(
 ) -> Benchmark:
     """Measure the engines of a bundle that run on this machine.
 
-    ``data`` names labelled pictures as `adedge.data.datasets.load_dataset` takes them (``root`` too); without any, only
-    latency is measured, on the golden frames. ``command`` is recorded in the report. Raises `EngineError` where no
-    engine runs here, `MissingDependency` where matplotlib or the model's framework is not installed, `DataError`.
+    ``data`` and ``root`` name labelled pictures, as for `adedge.data.datasets.load_dataset`; without them only latency
+    is measured, on the golden frames. ``command`` is recorded in the report; ``notify`` receives warnings. Raises
+    `EngineError` if no engine runs here, `MissingDependency` if matplotlib or the model's framework is not installed,
+    `DataError`.
 
     >>> from adedge import open_bundle
     >>> report = benchmark(open_bundle("bottle.adedge"), "photos", BenchmarkOptions(frames=20)).report
@@ -87,10 +88,10 @@ def benchmark(
     labelled = len({sample.label for sample in samples}) == 2
     if dataset is not None and not labelled:
         notify(f"{dataset.name} has no good and anomalous test pictures: only latency is measured")
-    with ExitStack() as opened:
-        engines, notes = _load_engines(bundle, options, opened)
-        # What accuracy needs is asked for before minutes of measuring latency.
-        reference = _load_reference(bundle, engines, opened) if labelled and options.reference else []
+    with ExitStack() as stack:
+        engines, notes = _load_engines(bundle, options, stack)
+        # Loaded first, so that a missing framework fails before latency is measured for minutes.
+        reference = _load_reference(bundle, engines, stack) if labelled and options.reference else []
         latency = measure_latency(
             list(engines.values()),
             _images(bundle, samples),
@@ -100,14 +101,16 @@ def benchmark(
             batch=options.batch,
             progress=progress,
         )
-        found, sheets = dict[str, Accuracy](), dict[str, bytes]()
+        metrics, sheets = dict[str, Accuracy](), dict[str, bytes]()
         if labelled:
             contenders = [*reference, *engines.values()]
-            found, sheets, more = _judge(bundle, contenders, samples, progress)
-            notes += more
+            metrics, sheets, accuracy_notes = _measure_accuracy(bundle, contenders, samples, progress)
+            notes += accuracy_notes
     if manifest.provenance.options.get("weights") == "none":
-        notes.append("The backbone has random features (--weights none): expect more of one trained on ImageNet.")
-    notes += _remarks({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
+        notes.append(
+            "The backbone has random features (--weights none): one trained on ImageNet is likely to do better."
+        )
+    notes += _latency_notes({name: one.frame.p50 for name, one in latency.items()}, has_int8_instructions())
     report = Report(
         bundle=bundle.path.name,
         command=command,
@@ -119,7 +122,7 @@ def benchmark(
         resident_mib=_resident_mib(),
         machine=machine_facts(),
         latency=latency,
-        accuracy=found,
+        accuracy=metrics,
         reference=manifest.reference,
         engines={str(key): read_record(bundle, key) for key in engines},
         notes=tuple(notes),
@@ -128,50 +131,50 @@ def benchmark(
 
 
 def _load_engines(
-    bundle: Bundle, options: BenchmarkOptions, opened: ExitStack
+    bundle: Bundle, options: BenchmarkOptions, stack: ExitStack
 ) -> tuple[dict[EngineKey, Contender], list[str]]:
-    """The engines that run here, and one sentence for each reason why others do not."""
-    contenders, absent = dict[EngineKey, Contender](), dict[str, list[str]]()
+    """Load the engines that run here; also returns a note for each reason why others do not."""
+    contenders, failures = dict[EngineKey, Contender](), dict[str, list[str]]()
     for key in engines_in(bundle):
         if key.precision not in options.precisions or options.target not in (None, key.target):
             continue
         try:
             backend = load_engine(bundle, key, threads=options.threads)
         except AdedgeError as error:
-            absent.setdefault(str(error), []).append(str(key))
+            failures.setdefault(str(error), []).append(str(key))
             continue
-        opened.callback(backend.close)
+        stack.callback(backend.close)
         contenders[key] = Contender(name=str(key), backend=backend, threshold=bundle.manifest.threshold(key))
-    notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in absent.items()]
+    notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in failures.items()]
     if not contenders:
         target = options.target or TARGETS[0]
-        why = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
-        raise EngineError(f"{bundle.path} has no engine to measure here: {why}")
+        reason = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
+        raise EngineError(f"{bundle.path} has no engine to measure here: {reason}")
     return contenders, notes
 
 
-def _load_reference(bundle: Bundle, engines: Mapping[EngineKey, Contender], opened: ExitStack) -> list[Contender]:
-    """The model as a contender, where it is not one of the engines already."""
+def _load_reference(bundle: Bundle, engines: Mapping[EngineKey, Contender], stack: ExitStack) -> list[Contender]:
+    """Load the reference as a contender, unless it already is one of the engines."""
     name = bundle.manifest.reference
     if name in map(str, engines):
         return []
     backend = load_reference(bundle)
-    opened.callback(backend.close)
+    stack.callback(backend.close)
     return [Contender(name=name, backend=backend, threshold=bundle.manifest.threshold(name))]
 
 
 def _images(bundle: Bundle, samples: Sequence[Sample]) -> list[NDArray[np.uint8]]:
-    """Pictures (H, W, C), BGR, that latency is measured on."""
+    """The pictures to measure latency on: uint8 (H, W, C), BGR or grey."""
     if samples:
         return [sample.read() for sample in samples[:: max(1, len(samples) // TIMED_PICTURES)]]
     rgb = bundle.manifest.input.color == "rgb"
     return [frame[:, :, ::-1] if rgb else frame for frame in read_golden(bundle).frames]
 
 
-def _judge(
+def _measure_accuracy(
     bundle: Bundle, contenders: Sequence[Contender], samples: Sequence[Sample], progress: Progress | None
 ) -> tuple[dict[str, Accuracy], dict[str, bytes], list[str]]:
-    """Accuracy and heat maps of each contender by name, and what a reader should know."""
+    """Accuracy and heat maps of each contender by name, and notes for the report."""
     manifest, notes = bundle.manifest, []
     scored = {
         contender.name: score_samples(contender, samples, manifest.input, manifest.score, progress)
@@ -183,28 +186,28 @@ def _judge(
     if masks is None:
         notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
     metrics = {name: accuracy(one, labels, masks, scored.get(manifest.reference)) for name, one in scored.items()}
-    # The same pictures for all, so that their maps can be compared.
+    # The same pictures for all contenders, so that their maps are comparable.
     shown = telling_pictures(samples, first, [one.verdicts for one in scored.values()])
     sheets = {c.name: heat_maps(samples, scored[c.name], shown, c.threshold) for c in contenders}
     return metrics, sheets, notes
 
 
-def _remarks(frame_ms: Mapping[str, float], int8_instructions: bool) -> list[str]:
-    """What a reader of the table must know so as not to draw the wrong conclusion."""
-    remarks = []
+def _latency_notes(frame_ms: Mapping[str, float], int8_instructions: bool) -> list[str]:
+    """Notes that keep readers from drawing wrong conclusions from ONNX Runtime's latencies."""
+    notes = []
     fp32, fp16, int8 = (frame_ms.get(str(EngineKey("onnxruntime", precision))) for precision in PRECISIONS)
     if fp16:
-        remarks.append("ONNX Runtime on a CPU computes FP16 graphs in FP32, with weights rounded to FP16.")
+        notes.append("ONNX Runtime on a CPU computes FP16 graphs in FP32, with weights rounded to FP16.")
     if fp32 and int8 and int8 > fp32:
-        why = (
+        processor = (
             "although this processor has INT8 instructions"
             if int8_instructions
             else "on a processor without INT8 instructions"
         )
-        remarks.append(
-            f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {why}; on a GPU it is another matter."
+        notes.append(
+            f"INT8 takes {int8 / fp32:.2f} times as long as FP32 here, {processor}; this does not apply to GPUs."
         )
-    return remarks
+    return notes
 
 
 def _resident_mib() -> float:

@@ -1,4 +1,4 @@
-"""The report's plots as PNG bytes. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
+"""The report's plots as PNG bytes, in the colour-blind safe palette of Okabe and Ito."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def require_matplotlib() -> None:
-    """Raise `MissingDependency` where there is nothing to draw with: better before measuring than after."""
+    """Raise `MissingDependency` unless matplotlib is installed; call it before measuring, not after."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependency("matplotlib", "report", "the plots of a report")
 
 
 def latency_accuracy(latencies: Mapping[str, Latency], accuracies: Mapping[str, Accuracy]) -> bytes:
-    """Median frame latency against image AUROC with its 95% interval: one point for each engine."""
+    """Median frame latency against image AUROC with its 95% interval, one point per engine."""
     figure, (axes,) = _figure(1, (6.4, 3.6))
     for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
         if name not in accuracies:
             continue
-        found = accuracies[name]
-        below, above = found.auroc - found.auroc_low, found.auroc_high - found.auroc
+        accuracy = accuracies[name]
+        below, above = accuracy.auroc - accuracy.auroc_low, accuracy.auroc_high - accuracy.auroc
         axes.errorbar(
             [latency.frame.p50],
-            [found.auroc],
+            [accuracy.auroc],
             yerr=[[max(0.0, below)], [max(0.0, above)]],
             xerr=[[0.0], [latency.frame.p95 - latency.frame.p50]],
             fmt="o",
@@ -52,7 +52,7 @@ def latency_accuracy(latencies: Mapping[str, Latency], accuracies: Mapping[str, 
 
 
 def latency_histograms(latencies: Mapping[str, Latency]) -> bytes:
-    """Histograms of the three latencies, all engines in each."""
+    """Histograms of the three latencies, one panel each, with all engines."""
     figure, all_axes = _figure(3, (11, 3.2))
     for axes, boundary in zip(all_axes, ("network", "frame", "verdict"), strict=True):
         for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
@@ -64,13 +64,13 @@ def latency_histograms(latencies: Mapping[str, Latency]) -> bytes:
 
 
 def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
-    """ROC curves of pictures, and PRO curves of regions where masks are known."""
-    with_masks = any(found.pro for found in accuracies.values())
+    """ROC curves of pictures and, if there are masks, PRO curves of regions."""
+    with_masks = any(accuracy.pro for accuracy in accuracies.values())
     figure, all_axes = _figure(2 if with_masks else 1, (9 if with_masks else 4.6, 3.8))
-    for colour, (name, found) in zip(COLOURS, accuracies.items(), strict=False):
-        all_axes[0].plot(*zip(*found.roc, strict=True), color=colour, label=name, linewidth=1.6)
-        if found.pro:
-            all_axes[1].plot(*zip(*found.pro, strict=True), color=colour, label=name, linewidth=1.6)
+    for colour, (name, accuracy) in zip(COLOURS, accuracies.items(), strict=False):
+        all_axes[0].plot(*zip(*accuracy.roc, strict=True), color=colour, label=name, linewidth=1.6)
+        if accuracy.pro:
+            all_axes[1].plot(*zip(*accuracy.pro, strict=True), color=colour, label=name, linewidth=1.6)
     all_axes[0].set(xlabel="false-positive rate of pictures", ylabel="true-positive rate", ylim=(0, 1.02))
     all_axes[0].legend(frameon=False, fontsize=8)
     if with_masks:
@@ -79,7 +79,10 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
 
 
 def seed_tables(tables: Sequence[Table], metrics: Mapping[str, str]) -> bytes:
-    """A panel for each table: points with their deviation over seeds, or interval of one; rings were published."""
+    """One panel per table: means with their standard deviation over seeds, or one seed's interval.
+
+    Rings are published values; ``metrics`` are axis labels by metric.
+    """
     widest = max(len(table.columns) * len(table.systems) for table in tables)
     figure, all_axes = _figure(1, (max(6.4, 1.5 + 0.22 * widest), 3.2 * len(tables)), rows=len(tables))
     for axes, table in zip(all_axes, tables, strict=True):

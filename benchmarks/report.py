@@ -1,4 +1,4 @@
-"""The report that sets latency against accuracy: JSON for machines, Markdown for repositories, a page for people."""
+"""The report that sets latency against accuracy: JSON for machines, Markdown for repositories, HTML for people."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from adedge.runtime.engines import EngineRecord
 from adedge.runtime.overlay import SheetRow, picture_sheet
 from adedge.specs import Record
 
-SHOWN = 8  # pictures in a sheet of heat maps, more where verdicts differ
+SHEET_PICTURES = 8  # in a sheet of heat maps; up to half as many more if verdicts differ
 HEAD = ("engine", "network p50", "frame p50", "frame p99", "verdict p50", "frames/s", "AUROC", "95% interval")
 HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "flips")
 
 
 class Report(Record):
-    """report.json: what was measured, on what, and with which call; latencies in milliseconds, one frame at a time.
+    """report.json: what was measured, on which machine and data, and by which command.
 
-    ``reference`` is the contender that flips are counted against.
+    ``input`` is the network input's (C, H, W), ``reference`` the contender that flips are counted against.
     """
 
     report_version: int = 1
@@ -52,7 +52,7 @@ class Report(Record):
 
 
 def report_files(report: Report, sheets: Mapping[str, bytes]) -> dict[str, str]:
-    """report.json, report.md and report.html by name; ``sheets`` are heat maps (JPEG) by contender."""
+    """The contents of report.json, report.md and report.html by name; ``sheets`` are heat maps (JPEG) by contender."""
     return {
         "report.json": report.model_dump_json(indent=2) + "\n",
         "report.md": markdown(report),
@@ -61,7 +61,10 @@ def report_files(report: Report, sheets: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def save_report(folder: Path, report: Report, sheets: Mapping[str, bytes]) -> None:
-    """Write the report and its heat maps into a folder, each file whole or not at all. Raises `DataError`."""
+    """Write the report and its heat maps into a folder, each file atomically.
+
+    Raises `DataError` if the folder cannot be written.
+    """
     pictures = {f"heat-maps.{name.replace('/', '-')}.jpg": sheet for name, sheet in sheets.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,26 +77,28 @@ def save_report(folder: Path, report: Report, sheets: Mapping[str, bytes]) -> No
 
 
 def headline(report: Report) -> str:
-    """The one sentence that the report is for."""
+    """The report's conclusion in one sentence: whether the engines decide as the model did."""
     model = "PyTorch model" if report.reference.startswith("pytorch/") else f"imported model ({report.reference})"
-    judged = {name: a for name, a in report.accuracy.items() if name != report.reference and a.flips is not None}
-    if not judged:
-        return f"Latency only: no labelled pictures, or no thresholds, to compare verdicts with the {model}'s."
-    pictures = next(iter(judged.values())).pictures
-    flips = ", ".join(f"{a.flips} ({name})" for name, a in judged.items())
-    if all(a.flips == 0 for a in judged.values()):
+    compared = {name: a for name, a in report.accuracy.items() if name != report.reference and a.flips is not None}
+    if not compared:
+        return (
+            f"Verdicts are not compared with the {model}'s: that requires labelled pictures, thresholds and the model."
+        )
+    pictures = next(iter(compared.values())).pictures
+    flips = ", ".join(f"{a.flips} ({name})" for name, a in compared.items())
+    if all(a.flips == 0 for a in compared.values()):
         return (
             f"Every engine decides as the {model} did on all {pictures} pictures: with 95% confidence each differs "
             f"on at most {rate_bound(0, pictures):.2%} of such pictures."
         )
-    return f"Of {pictures} pictures, so many are decided otherwise than by the {model}: {flips}."
+    return f"Verdicts that differ from the {model}'s, of {pictures} pictures: {flips}."
 
 
 def rows(report: Report) -> list[list[str]]:
-    """One row of text for each contender, under `HEAD` and `HEAD_ACCURACY`."""
+    """One row of text per contender, with the columns `HEAD` and `HEAD_ACCURACY`."""
     table = []
     for name in dict.fromkeys([*report.latency, *report.accuracy]):
-        latency, found = report.latency.get(name), report.accuracy.get(name)
+        latency, accuracy = report.latency.get(name), report.accuracy.get(name)
         row = [name]
         row += (
             ["–"] * 5
@@ -106,14 +111,14 @@ def rows(report: Report) -> list[list[str]]:
                 f"{latency.frames_per_second:.1f}",
             ]
         )
-        if found is None:
+        if accuracy is None:
             row += ["–"] * 8
         else:
-            row += [f"{found.auroc:.4f}", f"{found.auroc_low:.3f} to {found.auroc_high:.3f}"]
-            row += [_interval(found.pixel_auroc, found.pixel_auroc_interval)]
-            row += [_interval(found.aupro, found.aupro_interval), f"{found.best_f1:.3f}"]
-            row += [_percent(found.false_alarms), _percent(found.misses)]
-            row += ["–" if found.flips is None else f"{found.flips} of {found.pictures}"]
+            row += [f"{accuracy.auroc:.4f}", f"{accuracy.auroc_low:.3f} to {accuracy.auroc_high:.3f}"]
+            row += [_interval(accuracy.pixel_auroc, accuracy.pixel_auroc_interval)]
+            row += [_interval(accuracy.aupro, accuracy.aupro_interval), f"{accuracy.best_f1:.3f}"]
+            row += [_percent(accuracy.false_alarms), _percent(accuracy.misses)]
+            row += ["–" if accuracy.flips is None else f"{accuracy.flips} of {accuracy.pictures}"]
         table.append(row)
     return table
 
@@ -149,9 +154,9 @@ def page(report: Report, sheets: Mapping[str, bytes]) -> str:
         parts += ["<h2>Accuracy</h2>", _picture(plots.curves(report.accuracy), "ROC and PRO curves")]
     if sheets:
         parts += [
-            "<h2>What it sees</h2>",
-            "<p>Pictures on which verdicts differ, the good picture with the highest score, the anomalous one with the "
-            "lowest, and others drawn evenly by score: the same pictures for every engine.</p>",
+            "<h2>Heat maps</h2>",
+            "<p>The first pictures on which verdicts differ, then the good pictures with the highest and the lowest "
+            "score and anomalous ones spread evenly by score: the same pictures for every engine.</p>",
         ]
         parts += [
             f"<details{' open' if number == 0 else ''}><summary>{_text(name)}</summary>"
@@ -162,7 +167,7 @@ def page(report: Report, sheets: Mapping[str, bytes]) -> str:
         parts += [
             "<h2>Engines</h2>",
             _table(
-                ("engine", "library", "path", "built in", "self-test"),
+                ("engine", "library", "path", "build time", "self-test"),
                 [
                     [name, e.library_version, e.path, f"{e.build_seconds:.1f} s", e.status]
                     for name, e in report.engines.items()
@@ -182,22 +187,24 @@ def page(report: Report, sheets: Mapping[str, bytes]) -> str:
 def telling_pictures(
     samples: Sequence[Sample], scored: Scored, verdicts: Sequence[NDArray[np.bool_] | None]
 ) -> list[int]:
-    """Numbers of the pictures worth a look: those that contenders decide differently, the worst of either kind by
-    ``scored``, and others drawn evenly by score.
+    """Indices of the pictures to show.
+
+    The first that contenders decide differently, the good pictures with the highest and the lowest score in ``scored``,
+    and anomalous ones spread evenly over the ranks of their scores.
     """
-    known = [one for one in verdicts if one is not None]
+    compared = [one for one in verdicts if one is not None]
     differing: NDArray[np.intp] | list[int] = []
-    if known:
-        differing = np.flatnonzero(np.any([one != known[0] for one in known], axis=0))[: SHOWN // 2]
+    if compared:
+        differing = np.flatnonzero(np.any([one != compared[0] for one in compared], axis=0))[: SHEET_PICTURES // 2]
     labels = np.array([sample.label for sample in samples])
     order = np.argsort(scored.scores)
     good, bad = order[labels[order] == 0], order[labels[order] == 1]
-    evenly = bad[np.linspace(0, len(bad) - 1, SHOWN - 2).round().astype(int)] if len(bad) else []
+    evenly = bad[np.linspace(0, len(bad) - 1, SHEET_PICTURES - 2).round().astype(int)] if len(bad) else []
     return list(dict.fromkeys(int(number) for number in [*differing, *good[-1:], *good[:1], *evenly]))
 
 
 def heat_maps(samples: Sequence[Sample], scored: Scored, shown: Sequence[int], threshold: float | None) -> bytes:
-    """A JPEG of the pictures ``shown`` with their maps; without a threshold the median score takes its place."""
+    """A JPEG of the pictures with the indices ``shown`` and their maps; ``threshold`` defaults to the median score."""
     limit = float(np.median(scored.scores)) if threshold is None else threshold
     sheet = picture_sheet(
         [
@@ -228,7 +235,7 @@ img{max-width:100%;background:#fff;border-radius:6px}
 
 def _at_once(report: Report) -> str:
     batch = max((latency.batch for latency in report.latency.values()), default=1)
-    return "one frame at a time" if batch == 1 else f"of batches of {batch} frames (verdict: of one frame)"
+    return "one frame at a time" if batch == 1 else f"{batch} frames at a time (verdict: one frame)"
 
 
 def _facts(report: Report) -> list[list[str]]:
@@ -237,11 +244,11 @@ def _facts(report: Report) -> list[list[str]]:
         facts["data digest"] = report.data_digest
     channels, height, width = report.input
     facts["input"] = f"{width} × {height} × {channels}"
-    facts["flips are against"] = report.reference
+    facts["flips counted against"] = report.reference
     facts["threads"] = str(report.threads)
     facts["resident memory"] = f"{report.resident_mib:.0f} MiB with all contenders loaded"
     if report.latency:
-        facts["frames arrive"] = f"{next(iter(report.latency.values())).paced_at:.1f} a second, for verdict"
+        facts["frame rate"] = f"{next(iter(report.latency.values())).paced_at:.1f} a second, while measuring verdict"
     return [[name, value] for name, value in {**facts, **report.machine}.items()]
 
 
@@ -274,6 +281,6 @@ def _percent(value: float | None) -> str:
 
 
 def summary(report: Report) -> Mapping[str, list[str]]:
-    """What fits a terminal: engine, frame latency, AUROC, AUPRO without its interval, flips; keyed by engine."""
-    chosen = (2, 6, 9, 13)
-    return {row[0]: [row[index].partition(" (")[0] for index in chosen] for row in rows(report)}
+    """The columns that fit a terminal, by engine: frame latency, AUROC, AUPRO without its interval, flips."""
+    columns = (2, 6, 9, 13)
+    return {row[0]: [row[index].partition(" (")[0] for index in columns] for row in rows(report)}

@@ -1,4 +1,4 @@
-"""What the four papers report, to stand beside what is measured here.
+"""The values that the four papers report, for comparison with what is measured here.
 
 [1] Chung, Park, Keum, Ki, Kang. Unsupervised Anomaly Detection Using Style Distillation. IEEE Access, 2020.
 [2] Bergmann, Fauser, Sattlegger, Steger. Uninformed Students: Student-Teacher Anomaly Detection with Discriminative
@@ -21,8 +21,8 @@ from adedge.data.labelled_sets import CLASSES, SETS
 
 MVTEC_AD = "mvtec-ad"
 
-# MVTec AD's classes with their numbers of pictures to train on and to test with (Bergmann et al., CVPR 2019, table 1):
-# a folder of such a name with other numbers is another data set, and has no published values.
+# MVTec AD's classes with their numbers of training and test pictures (Bergmann et al., CVPR 2019, table 1). A folder of
+# that name with other numbers is a different data set, without published values.
 MVTEC_AD_PICTURES: Mapping[str, tuple[int, int]] = {
     "carpet": (280, 117),
     "grid": (264, 78),
@@ -47,8 +47,8 @@ class Published:
     """One row of a paper's table, as fractions of 1.
 
     ``system`` is "<method>/<variant>"; ``collection`` is "mvtec-ad" or the name of a one-class set. ``mean`` is over
-    all classes; ``classes``, in the order of `MVTEC_AD_PICTURES` or of the digits, is empty where the paper gives the
-    mean only.
+    all classes; ``classes``, in the order of `MVTEC_AD_PICTURES` or of the class numbers, is empty if the paper gives
+    only the mean.
     """
 
     system: str
@@ -62,7 +62,7 @@ class Published:
 def _row(
     system: str, collection: str, metric: str, source: str, text: str, *, mean: float | None = None, divisor: float = 1
 ) -> Published:
-    """A row from a table's numbers as printed; ``mean`` where the paper has it, else that of the numbers."""
+    """A row from a table's numbers as printed; ``mean`` defaults to the mean of the numbers."""
     classes = tuple(float(number) / divisor for number in text.split())
     average = float(np.mean(classes)) if mean is None else mean / divisor
     return Published(
@@ -107,7 +107,7 @@ PUBLISHED: tuple[Published, ...] = (
         "0.774 0.821 0.638 0.569 0.594 0.659 0.629 0.755 0.844 0.784",
         mean=0.707,
     ),
-    # [1] table 2; it averages textures and objects apart, so the mean of all is ours.
+    # [1] table 2 averages textures and objects separately, so the mean of all classes is computed here.
     _row(
         *("oesdn/ae", MVTEC_AD, "pixel_auroc", "[1] table 2"),
         "0.95 0.97 0.85 0.81 0.79 0.94 0.84 0.92 0.97 0.89 0.94 0.97 0.98 0.88 0.87",
@@ -120,8 +120,8 @@ PUBLISHED: tuple[Published, ...] = (
         *("oesdn/oe-sdn", MVTEC_AD, "pixel_auroc", "[1] table 2"),
         "0.96 0.97 0.85 0.85 0.82 0.95 0.84 0.97 0.98 0.93 0.93 0.97 0.98 0.89 0.91",
     ),
-    # [2] table 2, teacher by distillation and compactness; table 3, where the mean printed for p = 33 is not its
-    # column's, 0.905.
+    # [2] table 2, teacher trained by distillation and compactness; table 3, whose printed mean for p = 33 differs from
+    # the mean of its column, 0.905.
     _row("students/p33", "mnist", "image_auroc", "[2] table 2", "", mean=0.9935),
     _row("students/p33", "cifar10", "image_auroc", "[2] table 2", "", mean=0.8196),
     _row(
@@ -207,37 +207,37 @@ _BY_KEY = {(one.system, one.collection, one.metric): one for one in PUBLISHED}
 
 
 def class_of(dataset: Dataset, name: str) -> tuple[str, str] | None:
-    """The published collection and class that a data set is, as ("mvtec-ad", "bottle"); None where it is neither.
+    """Which published class a data set is, as (collection, class), such as ("mvtec-ad", "bottle"); None if it is none.
 
-    ``name`` is the folder's. Folders are recognised by name and numbers of pictures together.
+    ``name`` is the folder's name; folders are recognised by their name and numbers of pictures.
     """
-    collection, _, chosen = dataset.name.partition(":")
+    collection, _, number = dataset.name.partition(":")
     if collection in SETS and dataset.train[0].path is None:
-        return collection, chosen
+        return collection, number
     if MVTEC_AD_PICTURES.get(name) == (len(dataset.train) + len(dataset.calibration), len(dataset.test)):
         return MVTEC_AD, name
     return None
 
 
-def published_value(system: str, metric: str, known: tuple[str, str] | None) -> tuple[float, str] | None:
-    """(value, source) of one class, None where the paper has none."""
-    row = None if known is None else _BY_KEY.get((system, known[0], metric))
-    if row is None or known is None or not row.classes:
+def published_value(system: str, metric: str, key: tuple[str, str] | None) -> tuple[float, str] | None:
+    """(value, source) of the class ``key``, as `class_of` returns it; None if the paper does not report it."""
+    row = None if key is None else _BY_KEY.get((system, key[0], metric))
+    if row is None or key is None or not row.classes:
         return None
-    return row.classes[_CLASSES[known[0]].index(known[1])], row.source
+    return row.classes[_CLASSES[key[0]].index(key[1])], row.source
 
 
-def published_mean(system: str, metric: str, known: Sequence[tuple[str, str] | None]) -> tuple[float, str] | None:
-    """(mean, source) over just these classes, None where the paper does not tell."""
-    if not known or None in known:
+def published_mean(system: str, metric: str, keys: Sequence[tuple[str, str] | None]) -> tuple[float, str] | None:
+    """(mean, source) over exactly the classes ``keys``; None if the paper does not report it."""
+    if not keys or None in keys:
         return None
-    collections = {one[0] for one in known if one is not None}
-    names = [one[1] for one in known if one is not None]
+    collections = {key[0] for key in keys if key is not None}
+    names = [key[1] for key in keys if key is not None]
     row = _BY_KEY.get((system, next(iter(collections)), metric)) if len(collections) == 1 else None
     if row is None:
         return None
     if set(names) == set(_CLASSES[row.collection]):
         return row.mean, row.source
-    values = [published_value(system, metric, one) for one in known]
-    found = [value[0] for value in values if value is not None]
-    return (float(np.mean(found)), row.source) if len(found) == len(values) else None
+    values = [published_value(system, metric, key) for key in keys]
+    numbers = [value[0] for value in values if value is not None]
+    return (float(np.mean(numbers)), row.source) if len(numbers) == len(values) else None
