@@ -5,7 +5,7 @@ VENV ?= .venv
 DEMO ?= demo
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint format architecture wheel clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/adedge demo --output $(DEMO)
@@ -17,10 +17,14 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	.ci/typecheck $(VENV)/bin/python
+	$(VENV)/bin/python .ci/import-graph >/dev/null
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+architecture: $(INSTALLED)
+	$(VENV)/bin/python .ci/import-graph --drawing docs/images/architecture.svg
 
 wheel: $(INSTALLED)
 	rm -rf build dist
