@@ -1,17 +1,18 @@
 # Two commands, each from nothing: `make demo` shows the whole path, `make test` checks it.
-# PYTHON: the interpreter to build the environment with (3.10 or newer). VENV: where to put it.
+# PYTHON: the interpreter to build the environment with (3.10 or newer). VENV: where to put it. TESTS: what to tell pytest.
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?=
 DEMO ?= demo
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint format architecture wheel clean
+.PHONY: demo test lint format architecture docs wheel clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/adedge demo --output $(DEMO)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadscope
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadscope $(TESTS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -24,7 +25,12 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 
 architecture: $(INSTALLED)
-	$(VENV)/bin/python .ci/import-graph --drawing docs/images/architecture.svg
+	$(VENV)/bin/python .ci/import-graph --drawing docs/images/architecture.svg >/dev/null
+
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+	@echo "the site: site/index.html"
 
 wheel: $(INSTALLED)
 	rm -rf build dist
@@ -43,4 +49,4 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf build dist $(DEMO)
+	rm -rf build dist site $(DEMO)
