@@ -27,8 +27,7 @@ format: $(INSTALLED)
 architecture: $(INSTALLED)
 	$(VENV)/bin/python .ci/import-graph --drawing docs/images/architecture.svg >/dev/null
 
-docs: $(INSTALLED)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 	@echo "the site: site/index.html"
 
@@ -46,6 +45,10 @@ $(INSTALLED): pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	@echo "installing adedge with PyTorch (several gigabytes, some minutes) ..."
 	$(VENV)/bin/python -m pip install --quiet --progress-bar off --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --progress-bar off --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_the_drawing_has_a_place_for_every_room_and_arrow() -> None:
     assert set(PLACES) == set(ROOMS)
     assert set(DOWN) == {(importer, imported) for importer, allowed in MAY_IMPORT.items() for imported in allowed}
     assert set(UP) == set(ROOMS) - {CORE}
+
+
+def test_the_table_in_the_documentation_is_the_rule() -> None:
+    """docs/architecture.md: folder, import name, what it holds, what it may import."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = {}
+    for row in re.findall(r"^\| `(\w+)/` \| `([\w.]+)` \| [^|]* \| ([^|]*) \|$", text, re.MULTILINE):
+        table[row[1]] = (row[0], set(re.findall(r"`([\w.]+)`", row[2])))
+    assert table == {name: (folder, MAY_IMPORT[name]) for name, folder in ROOMS.items()}
 
 
 def test_rooms_without_a_fault_break_no_rule(tree: Path) -> None:
