@@ -1,4 +1,4 @@
-"""The package as users get it: light to import, complete, and with rooms that respect each other."""
+"""The package as users get it: light to import, and complete. What rooms may import: tests/ci/test_structure.py."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from structure import ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = {
-    "adedge": "toolkit",
-    "adedge.export": "export",
-    "adedge.runtime": "runtime",
-    "adedge.calibration": "calibration",
-    "adedge.benchmarks": "benchmarks",
-}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "matplotlib", "skimage"}
 FILES = sorted(path for room in ROOMS.values() for path in (ROOT / room).rglob("*.py"))
 
@@ -64,44 +58,6 @@ def test_runtime_loads_no_training_framework() -> None:
 def test_bundles_are_opened_without_a_training_framework() -> None:
     statement = "import adedge.bundle, adedge.signing, adedge.scoring, adedge.metrics, adedge.data.datasets"
     assert loaded_by(statement) & HEAVY == set()
-
-
-MAY_IMPORT = {
-    "runtime": {"adedge.runtime"},
-    "calibration": {"adedge.calibration"},
-    "benchmarks": {"adedge.benchmarks", "adedge.runtime"},
-    "export": {"adedge.export", "adedge.calibration", "adedge.runtime"},
-    "toolkit": set(),
-}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_rooms_import_only_what_the_design_allows(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    if path.is_relative_to(ROOT / "toolkit/cli") or path in (
-        ROOT / "toolkit/__main__.py",
-        ROOT / "toolkit/__init__.py",
-    ):
-        return  # the command line and the public interface alone may import every room
-    others = {name for name in ROOMS if name != "adedge"} | {"adedge.cli"}
-    for name in imports_of(path, everywhere=True):
-        parent = ".".join(name.split(".")[:2])
-        assert parent not in others - MAY_IMPORT[room], f"{path} imports {name}"
-    if room == "runtime":
-        assert not {n.split(".")[0] for n in imports_of(path, everywhere=True)} & {"onnx"}
-        # The model behind the interface of an engine; imported inside the one function that loads it.
-        everywhere = path != ROOT / "runtime/backends/reference.py"
-        assert not {n for n in imports_of(path, everywhere=everywhere) if n.startswith("adedge.methods")}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_torch_is_imported_in_its_room_alone(path: Path) -> None:
-    """Elsewhere neither at the top nor in a function; peers and studies that compare with PyTorch may in functions."""
-    if path.is_relative_to(ROOT / "toolkit/methods"):
-        return
-    in_functions = path == ROOT / "benchmarks/gpu.py" or path.is_relative_to(ROOT / "benchmarks/studies")
-    found = {name.split(".")[0] for name in imports_of(path, everywhere=not in_functions)}
-    assert not found & {"torch", "torchvision", "torchaudio", "safetensors"}
 
 
 def test_the_package_of_methods_itself_loads_no_torch() -> None:
