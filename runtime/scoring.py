@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import DataError
-from adedge.scoring import dssim_constants, ellipse, gaussian_weights, image_scores, inside_margin, own_scores
+from adedge.scoring import dssim_constants, ellipse, gaussian_weights, image_scores, inside_margin, network_scores
 from adedge.specs import Dssim, Filter, Gaussian, Opening, ScoreSpec, Uniform
 
 Plane = NDArray[np.float32]
@@ -69,7 +69,7 @@ class Scorer:
             for step in self._steps:
                 step(*planes)
                 planes.reverse()
-        return maps, own_scores(outputs) if self._spec.reduce == "output" else image_scores(self._spec, maps)
+        return maps, network_scores(outputs) if self._spec.reduce == "output" else image_scores(self._spec, maps)
 
     def _check(self, outputs: Sequence[Plane]) -> int:
         """Number of pictures in a batch of outputs that fit."""
