@@ -416,8 +416,8 @@ def _parse(text: str, path: Path) -> Manifest:
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path / MANIFEST} is damaged at '{location}': {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path / MANIFEST} is damaged at '{field}': {first['msg']}") from error
 
 
 @contextmanager

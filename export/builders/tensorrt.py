@@ -183,7 +183,7 @@ def build_plan(
         raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
     if finished is not None:
         finished(config)
-    return SerializedEngine(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.cautions())
+    return SerializedEngine(data=bytes(data), input=signature[0], outputs=signature[1], warnings=log.unique_warnings())
 
 
 def parser_errors(parser: Any) -> str:
