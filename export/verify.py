@@ -14,7 +14,7 @@ from adedge.data.pictures import network_input
 from adedge.errors import GateError
 from adedge.golden import Golden
 from adedge.metrics import auroc, count_flips
-from adedge.runtime.inspection import Judged
+from adedge.runtime.inspection import Predictions
 from adedge.scoring import maps_and_scores
 from adedge.specs import Precision, ScoreSpec
 
@@ -75,13 +75,13 @@ def difference(
         maps, scores = outputs
     else:
         maps, scores = maps_and_scores(manifest.score, outputs)
-    return difference_of(bundle, golden, Judged(maps=tuple(maps), scores=scores), name=name, threshold=threshold)
+    return difference_of(bundle, golden, Predictions(maps=tuple(maps), scores=scores), name=name, threshold=threshold)
 
 
 def difference_of(
     bundle: Bundle,
     golden: Golden,
-    judged: Judged,
+    judged: Predictions,
     *,
     name: str,
     threshold: str | None = None,

@@ -5,5 +5,5 @@ if __name__ != "adedge.runtime":
 
 import logging
 
-# What the rooms log (TensorRT's messages, the kernel cache's warnings) is for who asks for it, not for stderr.
+# Log messages (TensorRT's, the kernel cache's warnings) reach only applications that configure logging, never stderr.
 logging.getLogger("adedge").addHandler(logging.NullHandler())

@@ -1,8 +1,8 @@
-"""Engines in a bundle: the record beside every plan, the checks before a plan is opened, and loading it.
+"""Engines in a bundle: their records, the checks before a plan is loaded, and loading it.
 
-A plan is executable code for one library version and one kind of GPU. Deserialising a wrong one fails with messages
-that nobody can act on, or crashes; so everything that can be known beforehand is compared first, and each mismatch is
-one sentence with its remedy.
+A plan is executable code for one library version and one kind of GPU. Deserialising an incompatible plan crashes, or
+fails with an obscure message; so its record is first compared with the bundle and the machine, and a mismatch raises an
+error that states the remedy.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Record, Targ
 
 
 class Tensor(Record):
-    """An engine's input or output: its name, and its shape without the batch."""
+    """An input or output of an engine: its name, and its shape without the batch."""
 
     name: str
     shape: tuple[int, ...]
 
 
 class EngineRecord(Record):
-    """engine.json: what a plan is, what it was built from, and how far it is from PyTorch.
+    """engine.json: what a plan is, what it was built from, and how far it deviates from PyTorch.
 
-    ``plan`` and ``graph`` are names inside the bundle. ``batch`` is the (least, usual, most) frames at once.
+    ``plan`` and ``graph`` are names inside the bundle. ``batch`` is (minimum, optimum, maximum) frames per batch.
     ``library_version`` is that of ONNX Runtime, TensorRT or TensorRT-RTX; ``compute_capabilities`` ("8.7") are the GPU
-    architectures that the plan runs on, and ``machine`` the processor's ("aarch64"). ``path`` says which of the ways to
-    build was taken, ``attempts`` why the ones before it failed, and ``warnings`` what the builder said meanwhile.
-    ``self_test`` is None where the building machine could not execute the plan; ``status`` says it in words. ``layers``
-    counts TensorRT's layers by the precision of their outputs ("int8": 12), as its engine inspector tells them; empty
-    where there is no such inspector, or the plan was not opened.
+    architectures that the plan runs on, and ``machine`` is the processor architecture ("aarch64"). ``path`` names the
+    way of building that succeeded, ``attempts`` says why the ways before it failed, and ``warnings`` are the builder's.
+    ``self_test`` is None if the building machine could not execute the plan; ``status`` puts the outcome in words.
+    ``layers`` counts TensorRT's layers by the precision of their outputs ("int8": 12), as its engine inspector reports
+    it; empty if there is no such inspector, or if the plan was not loaded.
     """
 
     target: Target
@@ -63,17 +63,17 @@ class EngineRecord(Record):
 
     @property
     def key(self) -> EngineKey:
-        """Which engine of the bundle this is."""
+        """The key of the engine in its bundle."""
         return EngineKey(self.target, self.precision)
 
 
 def engine_folder(key: EngineKey) -> str:
-    """Where a bundle keeps the engine: "engines/tensorrt-int8"."""
+    """The folder of an engine in its bundle: "engines/tensorrt-int8"."""
     return f"engines/{key.target}-{key.precision}"
 
 
 def engines_in(bundle: Bundle) -> list[EngineKey]:
-    """The engines that a bundle holds: by target, and FP32 first."""
+    """The engines in a bundle, ordered by target, then FP32, FP16, INT8."""
     keys = (EngineKey(target, precision) for target in TARGETS for precision in PRECISIONS)
     return [key for key in keys if bundle.has(f"{engine_folder(key)}/engine.json")]
 
@@ -82,9 +82,8 @@ def load_engine(bundle: Bundle, key: EngineKey, *, threads: int | None = None, s
     """Check an engine of the bundle against the bundle and this machine, then load it.
 
     ``threads`` and ``spin`` are those of `adedge.runtime.backends.onnxruntime.OnnxRuntimeBackend`; other targets ignore
-    them.
-    Raises `EngineError` (an engine is absent, stale, or for another machine), `BundleError` (files were changed), or
-    `MissingDependency` (the library that executes it is not installed).
+    them. Raises `EngineError` if the engine is missing, stale or for another machine, `BundleError` if a file was
+    changed, and `MissingDependency` if the library that executes the engine is not installed.
     """
     record = read_record(bundle, key)
     check_bundle(record, bundle)
@@ -92,7 +91,7 @@ def load_engine(bundle: Bundle, key: EngineKey, *, threads: int | None = None, s
 
 
 def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
-    """The record of an engine, its digest checked. Raises `EngineError` where the bundle has no such engine."""
+    """Read an engine's record, digest checked. Raises `EngineError` if it is missing or invalid."""
     name = f"{engine_folder(key)}/engine.json"
     if not bundle.has(name):
         present = ", ".join(map(str, engines_in(bundle))) or "none"
@@ -104,9 +103,9 @@ def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
         record = EngineRecord.model_validate(bundle.json(name))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])
         raise EngineError(
-            f"{bundle.path / name} is not an engine record of this adedge ('{where}': {first['msg']}): {_rebuild(key)}"
+            f"{bundle.path / name} is not an engine record of this adedge ('{field}': {first['msg']}): {_rebuild(key)}"
         ) from error
     if record.key != key:
         raise EngineError(f"{bundle.path / name} describes the {record.key} engine, not {key}: {_rebuild(key)}")
@@ -114,7 +113,7 @@ def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
 
 
 def check_bundle(record: EngineRecord, bundle: Bundle) -> None:
-    """Compare a record with the bundle it lies in: the plan's digest, the graph it was built from, the input's shape.
+    """Check a record against its bundle: the plan's digest, the graph it was built from, the input's shape.
 
     Raises `BundleError` or `EngineError`.
     """
@@ -135,7 +134,7 @@ def check_bundle(record: EngineRecord, bundle: Bundle) -> None:
 
 
 def check_machine(record: EngineRecord, here: MachineInfo) -> None:
-    """Compare a TensorRT record with this machine: library version, processor, GPU. Raises `EngineError`."""
+    """Check a TensorRT record against this machine: library version, processor, GPU. Raises `EngineError`."""
     engine = f"the {record.key} engine"
     remedy = f"{_rebuild(record.key)} on this machine"
     if not runs_on_version(record, here.library_version):
@@ -146,7 +145,7 @@ def check_machine(record: EngineRecord, here: MachineInfo) -> None:
     if record.machine != here.machine:
         raise EngineError(f"{engine} was built for {record.machine} and this machine is {here.machine}: {remedy}")
     if here.compute_capability is None:
-        raise EngineError(f"{engine} needs an NVIDIA GPU and this machine has none: use --target onnxruntime here")
+        raise EngineError(f"{engine} requires an NVIDIA GPU and this machine has none: use --target onnxruntime here")
     if not runs_on_gpu(record, here.compute_capability):
         raise EngineError(
             f"{engine} is for GPUs of compute capability {', '.join(record.compute_capabilities)} and this machine's "
@@ -155,7 +154,7 @@ def check_machine(record: EngineRecord, here: MachineInfo) -> None:
 
 
 def incompatibility(record: EngineRecord) -> str | None:
-    """Why this machine cannot execute a plan of TensorRT or TensorRT-RTX; None where it can."""
+    """Why this machine cannot execute a plan of TensorRT or TensorRT-RTX; None if it can."""
     from adedge.runtime.backends.tensorrt import load_libraries, machine_info
 
     try:
@@ -166,10 +165,10 @@ def incompatibility(record: EngineRecord) -> str | None:
 
 
 def runs_on_version(record: EngineRecord, version: str) -> bool:
-    """Whether a library of ``version`` opens the plan.
+    """Whether a library of ``version`` can load the plan.
 
-    Plans open in the version that built them. Version-compatible ones also open within a major version, and those of
-    TensorRT 8 in 10 and of 10 in 11 (NVIDIA's support matrix).
+    A plan loads in the version that built it. A version-compatible plan also loads in any version with the same major
+    number; so does one of TensorRT 8 in 10, and one of 10 in 11 (NVIDIA's support matrix).
     """
     built, here = version_tuple(record.library_version), version_tuple(version)
     if record.flags.get("version_compatible"):
@@ -178,14 +177,14 @@ def runs_on_version(record: EngineRecord, version: str) -> bool:
 
 
 def runs_on_gpu(record: EngineRecord, compute_capability: str) -> bool:
-    """Whether the plan runs on a GPU of ``compute_capability``: one it was built for, or Ampere+ if so built."""
+    """Whether the plan runs on a GPU of ``compute_capability``: one it was built for, or any from Ampere on."""
     if record.flags.get("hardware_compatibility") == "ampere-plus":
         return version_tuple(compute_capability) >= (8, 0)
     return compute_capability in record.compute_capabilities
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
-    """ "10.13.3.9" -> (10, 13, 3, 9): versions are compared as numbers, since as text "10" sorts before "8"."""
+    """ "10.13.3.9" -> (10, 13, 3, 9), to compare as numbers: as text, "10" sorts before "8". Raises `EngineError`."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0]))
     if not numbers:
         raise EngineError(f"'{text}' is not a version: expected numbers and dots, as in 10.3.0")
@@ -193,7 +192,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
 
 
 def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, spin: bool = False) -> Backend:
-    """Load a plan that was checked against its bundle, after checking it against this machine."""
+    """Load a plan that `check_bundle` accepted, after checking it against this machine. Raises `EngineError`."""
     if record.target == "onnxruntime":
         from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -211,10 +210,10 @@ def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, 
             trusted_code=bool(record.flags.get("version_compatible")),
         )
     shapes = [array.shape[1:] for array in (backend.input, *backend.outputs)]
-    recorded = [tensor.shape for tensor in (record.input, *record.outputs)]
-    if shapes != recorded:
+    expected = [tensor.shape for tensor in (record.input, *record.outputs)]
+    if shapes != expected:
         backend.close()
-        raise EngineError(f"the plan's tensors are {shapes} and engine.json says {recorded}: {_rebuild(record.key)}")
+        raise EngineError(f"the plan's tensors are {shapes} and engine.json says {expected}: {_rebuild(record.key)}")
     return backend
 
 

@@ -1,7 +1,7 @@
-"""The one way to judge pictures: opening the inspector of an engine, and running pictures through it.
+"""The only way to judge pictures: open the inspector of an engine, and run pictures through it.
 
-`adedge run`, `calibrate`, `prove`, `benchmark` and the self-test of a new engine all come here, so that a threshold, a
-proof and a report speak of the same code on the same device as the verdicts on the line.
+`adedge run`, `calibrate`, `prove`, `benchmark` and the self-test of a new engine all use this module, so that
+thresholds, proofs and reports come from the same code, on the same device, as the verdicts on the line.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ PREFERENCE: tuple[EngineKey, ...] = (
     EngineKey("onnxruntime", "int8"),
     EngineKey("onnxruntime", "fp16"),
 )
-"""Which engine a machine that can execute several takes, best first. INT8 comes before FP32 on a GPU only: processors
-without VNNI are slower with it, and compute FP16 in FP32."""
+"""The order in which engines are tried, best first. On a CPU, FP32 comes first: INT8 is slower there without VNNI, and
+FP16 is computed in FP32."""
 
 
 class EngineInspector:
-    """A loaded engine of a bundle with what surrounds it: an `Inspector` that knows its engine and its threshold."""
+    """A loaded engine of a bundle with its preprocessing and scoring: an `Inspector` with a key and a threshold."""
 
     def __init__(self, key: EngineKey, threshold: float, backend: Backend, inspector: Inspector) -> None:
         self.key = key
@@ -68,15 +68,15 @@ class EngineInspector:
     def judge(self, image: Image) -> Verdict:
         """The verdict on one picture: uint8 (H, W, 3) BGR, or (H, W) or (H, W, 1) grey, of any size.
 
-        The anomaly map, float32 (height, width), is the verdict's own copy. Raises `DataError` where the picture has
-        another shape or dtype, `EngineError` where the engine fails.
+        The verdict owns its anomaly map, float32 (height, width). Raises `DataError` if the picture has another shape
+        or dtype, `EngineError` if the engine fails.
         """
         self.submit([Frame(0, time.monotonic_ns(), image, "image")])
         (verdict,) = self.collect()
         return verdict if verdict.map is None else replace(verdict, map=verdict.map.copy())
 
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Begin with 1 to ``batch`` frames; see `Inspector.submit`."""
+        """Start judging 1 to ``batch`` frames; see `Inspector.submit`."""
         self._inspector.submit(frames)
 
     def collect(self) -> Iterator[Verdict]:
@@ -84,7 +84,7 @@ class EngineInspector:
         return self._inspector.collect()
 
     def close(self) -> None:
-        """Give back the engine and all that was allocated around it; a second call does nothing."""
+        """Release the engine and the inspector's buffers; a second call does nothing."""
         self._inspector.close()
         self._backend.close()
 
@@ -108,21 +108,21 @@ def open_inspector(
     host_scoring: bool = False,
     notify: Notify = log.warning,
 ) -> EngineInspector:
-    """Load an engine of a bundle, ready to judge pictures: the best that runs here of those that were not ruled out.
+    """Load the best engine of a bundle that runs on this machine, ready to judge pictures.
 
-    ``target`` and ``precision`` restrict the choice, which follows `PREFERENCE` and takes calibrated engines first.
-    ``threshold`` replaces the calibrated one. ``threads`` are those of ONNX Runtime (default: physical cores). ``maps``
-    says whose anomaly maps are downloaded from a GPU; ``host_scoring`` keeps preprocessing and scoring on the
-    processor. ``notify`` hears, a sentence each, why a better engine or the GPU is not used.
+    Tries calibrated engines first, in the order of `PREFERENCE`, and only those of ``target`` and ``precision`` if
+    given. ``threshold`` replaces the calibrated one. ``threads`` are those of ONNX Runtime (default: physical cores).
+    ``maps`` selects the frames whose anomaly maps are downloaded from a GPU; ``host_scoring`` keeps preprocessing and
+    scoring on the CPU. ``notify`` receives one message for each reason why a better engine or the GPU is not used.
 
-    >>> image = np.zeros((48, 64, 3), np.uint8)  # BGR, such as cv2.imread gives
+    >>> image = np.zeros((48, 64, 3), np.uint8)  # BGR, as from cv2.imread
     >>> with open_inspector("bottle.adedge") as inspector:
     ...     verdict = inspector.judge(image)
     >>> verdict.anomalous == (verdict.score > inspector.threshold), verdict.map.shape
     (True, (32, 32))
 
-    Raises `BundleError` for a bundle that is damaged, `EngineError` where no engine runs here or none has a threshold,
-    `MissingDependency` where the library that executes it is not installed.
+    Raises `BundleError` if the bundle is damaged, `EngineError` if no engine runs here or the one that does has no
+    threshold, and `MissingDependency` if the library that executes it is not installed.
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
@@ -133,7 +133,7 @@ def open_inspector(
         except (EngineError, MissingDependency) as error:
             if key == candidates[-1]:
                 raise
-            notify(f"not {key}: {error}")
+            notify(f"{key} is not used: {error}")
             continue
         try:
             limit = threshold_of(bundle, key) if threshold is None else threshold
@@ -157,18 +157,18 @@ def open_inspector(
 def _candidates(
     bundle: Bundle, target: Target | None, precision: Precision | None, *, calibrated_first: bool
 ) -> list[EngineKey]:
-    present = engines_in(bundle)
-    fitting = [
-        e for e in PREFERENCE if e in present and target in (None, e.target) and precision in (None, e.precision)
+    engines = engines_in(bundle)
+    candidates = [
+        e for e in PREFERENCE if e in engines and target in (None, e.target) and precision in (None, e.precision)
     ]
     if calibrated_first:
-        fitting.sort(key=lambda key: bundle.manifest.threshold(key) is None)
-    # With none there, trying to load the plainest one says how to build it.
-    return fitting or [EngineKey(target or "onnxruntime", precision or "fp32")]
+        candidates.sort(key=lambda key: bundle.manifest.threshold(key) is None)
+    # Loading a missing engine raises an error that says how to build it.
+    return candidates or [EngineKey(target or "onnxruntime", precision or "fp32")]
 
 
 def threshold_of(bundle: Bundle, key: EngineKey) -> float:
-    """The score above which an engine rejects a frame. Raises `EngineError` where it was not calibrated."""
+    """The score above which an engine rejects a frame. Raises `EngineError` if the engine is not calibrated."""
     threshold = bundle.manifest.threshold(key)
     if threshold is None:
         raise EngineError(
@@ -189,9 +189,9 @@ def make_inspector(
     host_scoring: bool = False,
     notify: Notify = log.warning,
 ) -> Inspector:
-    """The inspector for a loaded engine: on the GPU where the engine is and our kernels run, else on the processor.
+    """The inspector for a loaded engine: on the GPU if the engine and our kernels run there, otherwise on the CPU.
 
-    ``notify`` hears in one sentence why an engine on a GPU is preprocessed and scored for on the processor.
+    ``notify`` receives the reason if preprocessing and scoring run on the CPU although the engine runs on a GPU.
     """
     if isinstance(backend, TensorRTBackend) and not host_scoring:
         try:
@@ -202,8 +202,8 @@ def make_inspector(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What an engine says of N pictures: raw scores (N,), and maps, float32 (H, W) each, where they were asked for."""
+class Predictions:
+    """An engine's raw scores (N,) of N pictures and, if requested, its anomaly maps, float32 (H, W) each."""
 
     scores: NDArray[np.floating[Any]]
     maps: tuple[NDArray[np.float32], ...] = ()
@@ -218,18 +218,18 @@ def judge(
     name: str,
     maps: bool = False,
     watch: Callable[[int], None] | None = None,
-) -> Judged:
-    """Scores, and with ``maps`` anomaly maps, of named pictures (H, W[, 3]) BGR, judged as `adedge run` judges frames.
+) -> Predictions:
+    """Judge named pictures, (H, W) or (H, W, 3) BGR, as `adedge run` judges frames.
 
-    ``name`` is the engine's, for messages; ``watch`` is told how many pictures are judged. Raises `EngineError` where
-    the engine fails or gives a score that is not a number.
+    Returns scores and, with ``maps``, anomaly maps. ``name`` is the engine's, for messages; ``watch`` receives the
+    number of pictures judged so far. Raises `EngineError` if the engine fails or gives a score that is not finite.
     """
     inspector = make_inspector(
         backend, spec, score, maps="always" if maps else "never", notify=partial(log.warning, "%s: %s", name)
     )
     frames = (Frame(index, time.monotonic_ns(), image, label) for index, (label, image) in enumerate(images))
     scores: list[float] = []
-    kept: list[NDArray[np.float32]] = []
+    anomaly_maps: list[NDArray[np.float32]] = []
     with closing(inspector):
         while batch := list(islice(frames, inspector.batch)):
             inspector.submit(batch)
@@ -237,10 +237,10 @@ def judge(
                 scores.append(verdict.score)
                 if maps:
                     assert verdict.map is not None
-                    kept.append(verdict.map.copy())
+                    anomaly_maps.append(verdict.map.copy())
                 if watch is not None:
                     watch(len(scores))
-    return Judged(scores=np.array(scores, np.float64), maps=tuple(kept))
+    return Predictions(scores=np.array(scores, np.float64), maps=tuple(anomaly_maps))
 
 
 def judge_samples(
@@ -252,8 +252,8 @@ def judge_samples(
     name: str,
     maps: bool = False,
     progress: Progress | None = None,
-) -> Judged:
-    """`judge` for the pictures of a data set, read a batch at a time. Raises `DataError` for one that is unreadable."""
+) -> Predictions:
+    """`judge` for the pictures of a data set, read a batch at a time. Raises `DataError` if one is unreadable."""
     images = ((sample.digest if sample.path is None else sample.path.name, sample.read()) for sample in samples)
     watch = None if progress is None else lambda done: progress(done, len(samples), name)
     return judge(backend, spec, score, images, name=name, maps=maps, watch=watch)
@@ -261,9 +261,9 @@ def judge_samples(
 
 def judge_frames(
     backend: Backend, spec: InputSpec, score: ScoreSpec, frames: NDArray[np.uint8], *, name: str
-) -> Judged:
-    """`judge`, with maps, for conformed frames (N, H, W, C) in the spec's colour order, as golden frames are."""
-    # A camera gives BGR.
+) -> Predictions:
+    """`judge`, with maps, for conformed frames (N, H, W, C) in the spec's colour order, such as golden frames."""
+    # Inspectors take BGR, as cameras deliver it.
     images = frames[..., ::-1] if spec.color == "rgb" else frames
     named = (("golden frame", np.ascontiguousarray(image)) for image in images)
     return judge(backend, spec, score, named, name=name, maps=True)

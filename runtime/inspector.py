@@ -1,4 +1,4 @@
-"""What an inspector is, wherever it computes: frames in, verdicts out. And the rule that makes a score a verdict."""
+"""The `Inspector` interface, frames in and verdicts out, and the rule that turns a score into a verdict."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec
 
 Maps = Literal["never", "rejects", "always"]
-"""Whose anomaly maps an inspector on a GPU downloads: nobody's, those of anomalous frames, or all."""
+"""The frames whose anomaly maps an inspector on a GPU downloads: none, anomalous ones, or all."""
 
 
 class Inspector(Protocol):
-    """What the pipeline knows of an inspector: frames are submitted, and their verdicts collected in the same order.
+    """What the pipeline requires of an inspector: frames are submitted, and verdicts collected in the same order.
 
-    Up to ``slots`` batches may be under way at once; one that computes in the calling thread has one.
+    Up to ``slots`` batches may be in flight at once; an inspector that computes in the calling thread has one slot.
     """
 
     @property
     def batch(self) -> int:
-        """The most frames that one `submit` takes."""
+        """The maximum number of frames per `submit`."""
 
     @property
     def slots(self) -> int:
-        """How many batches may be submitted before the first is collected."""
+        """The maximum number of batches submitted before the first is collected."""
 
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Begin with 1 to ``batch`` frames; they must not change before they are collected."""
+        """Start judging 1 to ``batch`` frames, which must not change until their verdicts are collected."""
 
     def collect(self) -> Iterator[Verdict]:
         """The verdicts on the frames submitted first; each is complete at the moment it is yielded.
 
-        Raises `EngineError` where the engine fails or gives a score that is not a number.
+        Raises `EngineError` if the engine fails or gives a score that is not finite.
         """
 
     def close(self) -> None:
-        """Give back what the inspector itself holds; the engine stays. A second call does nothing."""
+        """Release the inspector's own resources, but not the engine. A second call does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """From a score to a verdict: ``score > threshold`` is anomalous."""
+    """Turns scores into verdicts: a frame is anomalous if ``score > threshold``."""
 
     threshold: float
     normalisation: Normalisation | None = None
@@ -58,7 +58,7 @@ class Judge:
     def verdict(
         self, frame: Frame, score: float, anomaly_map: NDArray[np.float32] | None, timings_ms: Mapping[str, float]
     ) -> Verdict:
-        """The verdict on a frame, decided now. Raises `EngineError` where the score is not a number."""
+        """The verdict on a frame, decided now. Raises `EngineError` if the score is not finite."""
         if not math.isfinite(score):
             raise EngineError(
                 f"frame {frame.index} ({frame.name}) has the score {score}: the engine or its weights are damaged; "
@@ -80,7 +80,7 @@ class Judge:
 
 
 def check_shape(shape: Sequence[int], spec: InputSpec) -> None:
-    """Compare an engine's input (batch, C, H, W) with the bundle's. Raises `EngineError` where they differ."""
+    """Compare an engine's input (batch, C, H, W) with the bundle's. Raises `EngineError` if they differ."""
     if tuple(shape[1:]) != spec.shape:
         raise EngineError(
             f"the engine takes frames of {tuple(shape[1:])}, the bundle says {spec.shape} "

@@ -1,8 +1,8 @@
-"""The live page: in a browser what each camera sees and how it is judged, and numbers for Prometheus at /metrics.
+"""The live page: each camera's pictures and verdicts in a browser, and metrics for Prometheus at /metrics.
 
-Python's own web server in threads beside the pipeline. It only reads: nothing can be changed from the page. A picture
-is drawn where somebody has looked within the last `LOOKED_S` seconds, and of a reject now and then; without a reader a
-frame costs the counting.
+Python's own web server runs in threads next to the pipeline. The page is read-only. Pictures are drawn only of cameras
+that were viewed within the last `VIEWED_S` seconds, and of rejects at a limited rate; any other frame costs only the
+counting.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from adedge.runtime.verdict import Verdict, record_from_verdict
 
 log = logging.getLogger(__name__)
 
-LOOKED_S = 2.0
-DRAWN_S, REJECT_S = 0.1, 0.2  # at most so often, per camera: a picture, a reject
-REJECTS, SCORES = 12, 240  # kept: pictures of rejects of all cameras, scores of each
-WIDTH = 960  # of a picture, in pixels: the frame and, beside it, the overlay
+VIEWED_S = 2.0  # how long a camera counts as viewed after its picture was requested
+DRAW_INTERVAL_S, REJECT_INTERVAL_S = 0.1, 0.2  # minimum time between pictures, and between rejects, of one camera
+REJECTS, SCORES = 12, 240  # how many are kept: pictures of rejects, in total; scores, per camera
+WIDTH = 960  # of a picture in pixels: the frame and the overlay next to it
 QUANTILES = (0.5, 0.95, 0.99)
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -47,7 +47,7 @@ _POLICY = (
 
 
 def page_address(text: str) -> tuple[str, int]:
-    """Host and port of "8080" (this machine alone) or "0.0.0.0:8080". Raises `UsageError`."""
+    """Host and port of "8080" (this machine only) or "0.0.0.0:8080". Raises `UsageError`."""
     host, colon, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535 or (colon and not host):
         raise UsageError(f"--page '{text}': give a port, such as 8080, or HOST:PORT, such as 0.0.0.0:8080")
@@ -56,7 +56,7 @@ def page_address(text: str) -> tuple[str, int]:
 
 @dataclass
 class _View:
-    """What is known of one camera. ``last`` has no map; ``picture`` is a JPEG of frame ``pictured``."""
+    """The state of one camera: ``last`` is a verdict without its map, ``picture`` a JPEG of frame ``pictured``."""
 
     name: str
     statistics: Statistics = field(default_factory=Statistics)
@@ -65,18 +65,18 @@ class _View:
     last: Verdict | None = None
     picture: bytes = b""
     pictured: int | None = None
-    looked_at: float = -math.inf
+    viewed_at: float = -math.inf
     drawn_at: float = -math.inf
     reject_drawn_at: float = -math.inf
 
     @property
     def seconds_ago(self) -> float | None:
-        """Age of the last verdict; it grows where a camera has stopped."""
+        """Age of the last verdict; it keeps growing if the camera has stopped."""
         return None if self.last is None else (time.monotonic_ns() - self.last.decided_at_ns) / 1e9
 
     def add(self, verdict: Verdict) -> None:
         self.statistics.add(verdict)
-        # What the source counted and nobody judged was dropped, or could not be read.
+        # Frames that the source counted but nobody judged were dropped or unreadable.
         self.statistics.dropped = verdict.frame_id + 1 - self.statistics.frames
         for name in LATENCIES:
             self.sums_ms[name] += verdict.timings_ms[name]
@@ -85,16 +85,16 @@ class _View:
 
 
 class PageSink(Sink):
-    """Serves the page until it is closed; of several cameras each verdict's ``camera`` says which it is about.
+    """Serves the page until it is closed; with several cameras, a verdict's ``camera`` is its index in ``names``.
 
-    ``url`` is where it is. ``names`` are the cameras', ``about`` what stands at the head of the page. ``outline`` as in
-    `adedge.runtime.overlay.overlay`.
+    ``url`` is the page's address. ``names`` are the cameras', ``about`` is shown at the top of the page. ``outline`` is
+    that of `adedge.runtime.overlay.overlay`.
     """
 
     def __init__(
         self, address: tuple[str, int], names: Sequence[str], about: Mapping[str, str], *, outline: bool = True
     ) -> None:
-        """``address``: host and port, 0 for any that is free. Raises `OutputError` where it cannot be had."""
+        """``address``: host and port, 0 for any free port. Raises `OutputError` if it is not available."""
         self._about = dict(about)
         self._outline = outline
         self._views = [_View(name) for name in names]
@@ -112,16 +112,16 @@ class PageSink(Sink):
         self._open = True
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Count it, and draw it where somebody looks."""
+        """Count a verdict; draw its frame if the camera is being viewed or the frame is a reject."""
         view = self._views[verdict.camera or 0]
         now = time.monotonic()
         with self._lock:
             view.add(verdict)
-            looked = now - view.looked_at < LOOKED_S and now - view.drawn_at >= DRAWN_S
-            reject = verdict.anomalous and now - view.reject_drawn_at >= REJECT_S
-        if not looked and not reject:
+            viewed = now - view.viewed_at < VIEWED_S and now - view.drawn_at >= DRAW_INTERVAL_S
+            reject = verdict.anomalous and now - view.reject_drawn_at >= REJECT_INTERVAL_S
+        if not viewed and not reject:
             return
-        picture = self._drawn(verdict, frame)
+        picture = self._draw(verdict, frame)
         with self._lock:
             if reject:
                 view.reject_drawn_at = now
@@ -130,35 +130,35 @@ class PageSink(Sink):
             view.drawn_at, view.picture, view.pictured = now, picture, verdict.frame_id
 
     def close(self) -> None:
-        """End the server; a second call does nothing."""
+        """Stop the server; a second call does nothing."""
         if self._open:
             self._open = False
             self._server.shutdown()
             self._server.server_close()
 
-    def _drawn(self, verdict: Verdict, frame: Frame) -> bytes:
+    def _draw(self, verdict: Verdict, frame: Frame) -> bytes:
         picture = annotate(shrunk(frame.picture, WIDTH // 2), verdict, outline=self._outline, beside=True)
         return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
-    # What is asked for, by the threads of the server
+    # Called by the server's threads
 
     def picture(self, camera: int) -> bytes:
-        """A camera's latest picture as JPEG; b"" where none was drawn yet. The next are drawn for who asked.
+        """A camera's latest picture as JPEG, b"" if there is none yet.
 
-        Raises `LookupError` where there is no such camera.
+        Marks the camera as viewed, so that more are drawn. Raises `LookupError` if there is no such camera.
         """
         view = self._views[camera]
         with self._lock:
-            view.looked_at = time.monotonic()
+            view.viewed_at = time.monotonic()
             return view.picture
 
     def reject(self, number: int) -> bytes:
-        """The picture of a reject. Raises `LookupError` where it is too old, or never was."""
+        """The picture of a reject as JPEG. Raises `LookupError` if it is no longer kept, or never existed."""
         with self._lock:
-            return {kept: picture for kept, _, picture in self._rejects}[number]
+            return {index: picture for index, _, picture in self._rejects}[number]
 
     def state(self) -> dict[str, Any]:
-        """All that the page shows, as JSON takes it."""
+        """Everything that the page shows, as JSON values."""
         with self._lock:
             return {
                 "about": self._about,
@@ -195,17 +195,17 @@ def _or_none(value: float) -> float | None:
 
 
 _FAMILIES = (
-    ("frames_total", "counter", "Frames that were judged."),
-    ("rejects_total", "counter", "Frames that were judged anomalous."),
-    ("lost_frames_total", "counter", "Frames that were replaced by newer ones, or could not be read."),
+    ("frames_total", "counter", "Frames judged."),
+    ("rejects_total", "counter", "Frames judged anomalous."),
+    ("lost_frames_total", "counter", "Frames replaced by newer ones, or unreadable."),
     ("score", "gauge", "Raw score of the last frame."),
-    ("threshold", "gauge", "Scores above it are anomalous."),
-    ("seconds_since_verdict", "gauge", "Age of the last verdict: it grows where a camera has stopped."),
+    ("threshold", "gauge", "Frames with a score above it are anomalous."),
+    ("seconds_since_verdict", "gauge", "Age of the last verdict; keeps growing if the camera has stopped."),
 )
 
 
 def _values(view: _View) -> dict[str, float]:
-    """A camera's values by family; some are there from its first frame on."""
+    """A camera's values by family; some exist only after its first frame."""
     counts, last = view.statistics, view.last
     values: dict[str, float] = {
         "frames_total": counts.frames,
@@ -218,9 +218,13 @@ def _values(view: _View) -> dict[str, float]:
 
 
 def _metrics(views: Sequence[_View], about: Mapping[str, str]) -> Iterator[str]:
-    labels = ",".join(f"{name}={_quoted(value)}" for name, value in about.items())
-    yield from ("# HELP adedge_info What inspects.", "# TYPE adedge_info gauge", f"adedge_info{{{labels}}} 1")
-    cameras = [f"camera={_quoted(str(index))},source={_quoted(view.name)}" for index, view in enumerate(views)]
+    labels = ",".join(f"{name}={_quote(value)}" for name, value in about.items())
+    yield from (
+        "# HELP adedge_info The bundle and the engine in use.",
+        "# TYPE adedge_info gauge",
+        f"adedge_info{{{labels}}} 1",
+    )
+    cameras = [f"camera={_quote(str(index))},source={_quote(view.name)}" for index, view in enumerate(views)]
     values = [_values(view) for view in views]
     for family, kind, text in _FAMILIES:
         yield from (f"# HELP adedge_{family} {text}", f"# TYPE adedge_{family} {kind}")
@@ -228,11 +232,11 @@ def _metrics(views: Sequence[_View], about: Mapping[str, str]) -> Iterator[str]:
             if family in of_camera:
                 yield f"adedge_{family}{{{label}}} {of_camera[family]!r}"
     name = "adedge_latency_seconds"
-    yield f"# HELP {name} Latency at a boundary; quantiles over the last frames."
+    yield f"# HELP {name} Latency at a boundary; quantiles of the latest frames."
     yield f"# TYPE {name} summary"
     for label, view in zip(cameras, views, strict=True):
         for boundary in LATENCIES if view.statistics.frames else ():
-            inner = f"{label},boundary={_quoted(boundary)}"
+            inner = f"{label},boundary={_quote(boundary)}"
             for quantile in QUANTILES:
                 seconds = view.statistics.latency_ms(boundary, 100 * quantile) / 1e3
                 yield f'{name}{{{inner},quantile="{quantile}"}} {seconds!r}'
@@ -240,8 +244,8 @@ def _metrics(views: Sequence[_View], about: Mapping[str, str]) -> Iterator[str]:
             yield f"{name}_count{{{inner}}} {view.statistics.frames}"
 
 
-def _quoted(text: str) -> str:
-    """A label's value, escaped as the format wants it."""
+def _quote(text: str) -> str:
+    """The value of a label, quoted and escaped as the format requires."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
@@ -250,19 +254,19 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader that went away is no error of the inspector."""
-        log.debug("the page's reader %s went away", client_address, exc_info=True)
+        """Log that a client has disconnected, at debug level: it is no error of the inspector."""
+        log.debug("the page's client %s disconnected", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds: a reader that sends nothing does not keep its thread
+    timeout = 10  # seconds, after which a client that sends nothing loses its thread
 
     def __init__(self, page: PageSink, *arguments: Any) -> None:
         self._page = page
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        """The page, what it asks for, and the metrics."""
+        """Answer with the page, its data, its pictures or the metrics."""
         path = self.path.partition("?")[0]
         try:
             match path.strip("/").removesuffix(".jpg").split("/"):
@@ -293,4 +297,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Requests are no news."""
+        """Do not log requests."""

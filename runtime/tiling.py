@@ -1,4 +1,4 @@
-"""Large frames as overlapping tiles, and the tiles' anomaly maps as one map again."""
+"""Cut large frames into overlapping tiles, and merge the tiles' anomaly maps into one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Origin = tuple[int, int]  # row and column of a tile's upper left pixel
 
 
 def tile_origins(length: int, tile: int, stride: int) -> tuple[int, ...]:
-    """Where tiles start along one side of a frame, in pixels, increasing.
+    """Where tiles start along one side of a frame, in pixels, ascending.
 
-    Every ``stride`` pixels as long as the tile fits; the last tile is moved inwards to end at the border. Raises
-    `DataError` where the side is shorter than a tile.
+    Every ``stride`` pixels as long as the tile fits; the last tile is shifted inwards to end at the border. Raises
+    `DataError` if the side is shorter than a tile, or if the stride exceeds the tile.
 
     >>> tile_origins(400, 256, 64)
     (0, 64, 128, 144)
@@ -33,7 +33,7 @@ def tile_origins(length: int, tile: int, stride: int) -> tuple[int, ...]:
 def tile_grid(shape: tuple[int, int], tiling: Tiling) -> list[Origin]:
     """The origins of the tiles of a frame of (height, width), row by row.
 
-    Raises `DataError` where the frame is smaller than a tile.
+    Raises `DataError` if the frame is smaller than a tile.
     """
     height, width = shape
     if min(height, width) < tiling.tile:
@@ -51,7 +51,7 @@ def tile_grid(shape: tuple[int, int], tiling: Tiling) -> list[Origin]:
 def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np.uint8]], list[Origin]]:
     """The tiles of a frame (H, W) or (H, W, C), row by row, as views, and the origin of each.
 
-    Raises `DataError` where the frame is smaller than a tile.
+    Raises `DataError` if the frame is smaller than a tile.
     """
     origins = tile_grid(frame.shape[:2], tiling)
     return [frame[top : top + tiling.tile, left : left + tiling.tile] for top, left in origins], origins
@@ -60,15 +60,15 @@ def cut_tiles(frame: NDArray[np.uint8], tiling: Tiling) -> tuple[list[NDArray[np
 def merge_maximum(
     merged: NDArray[np.float32], maps: Sequence[NDArray[np.float32]] | NDArray[np.float32], origins: Sequence[Origin]
 ) -> None:
-    """Raise a frame's map (H, W) to its tiles' maps (n, tile, tile) where they are larger, in place.
+    """Merge tiles' maps (n, tile, tile) into a frame's map (H, W), in place, by the maximum at each pixel.
 
-    Raises `DataError` where a tile reaches beyond the frame.
+    Raises `DataError` if a tile reaches beyond the frame.
     """
     for tile_map, (top, left) in zip(maps, origins, strict=True):
         height, width = tile_map.shape
-        under = merged[top : top + height, left : left + width]
-        if under.shape != tile_map.shape or min(top, left) < 0:
+        region = merged[top : top + height, left : left + width]
+        if region.shape != tile_map.shape or min(top, left) < 0:
             raise DataError(
                 f"the tile of {width} × {height} pixels at row {top}, column {left} is not inside {merged.shape}"
             )
-        np.maximum(under, tile_map, out=under)
+        np.maximum(region, tile_map, out=region)

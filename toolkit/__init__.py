@@ -1,7 +1,7 @@
-"""adedge: visual anomaly detectors from photographs to an engine on a Jetson, proven to decide as the model did.
+"""adedge: visual anomaly detectors from photographs to a Jetson engine, proven to give the same verdicts as the model.
 
-The names in `__all__` are the public interface, one for each step; what else can be imported may change. Importing this
-package loads nothing heavy: each name is loaded from its module when it is first used.
+`__all__` lists the public interface; anything else may change between versions. Importing this package is cheap: each
+name is loaded from its module on first use.
 
     import adedge
 

@@ -1,19 +1,19 @@
-"""The bundle: one directory that holds a detector, its engines, its thresholds and where all of it came from.
+"""The bundle: one directory that holds a detector, its engines, its thresholds and their provenance.
 
     bottle.adedge/
-      bundle.json            this file's `Manifest`: schema version, specs, thresholds, provenance, sha256 of every file
+      bundle.json            the `Manifest`: schema version, specs, thresholds, provenance, sha256 of every file
       bundle.sig             optional Ed25519 signature of bundle.json (see `adedge.signing`)
-      weights.safetensors    the trained networks; or imported.onnx, a detector that came as a graph
-      training.json          digests of the pictures it was trained on, loss history
-      golden.npz             frames with the maps and scores that PyTorch gave them (of a graph: ONNX Runtime)
+      weights.safetensors    the trained networks (imported.onnx for a detector imported as a graph)
+      training.json          digests of the training pictures, loss history
+      golden.npz             frames with PyTorch's maps and scores (ONNX Runtime's for an imported graph)
       model.<precision>.onnx, scored.<precision>.onnx
       ranges.json            INT8 ranges and the digest of the pictures they come from
-      reference-scores.json  the model's scores of the pictures that engines were compared on
+      reference-scores.json  the model's scores of the pictures that engines are compared on
       engines/<target>-<precision>/  the plan and engine.json
       reports/
 
-Nothing is read from a bundle before its digest was checked, and nothing is ever half-written: `edit` works on a linked
-copy beside the bundle and exchanges the two directories when everything is on disk.
+The contents of a file are used only after its digest was checked. Writes are atomic: `edit` works on a hard-linked copy
+next to the bundle and exchanges the two directories once everything is on disk.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from adedge.specs import EngineKey, InputSpec, Record, ScoreSpec
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.sig"
-IMPORTED = "imported"  # the method of a detector that came as an ONNX file
+IMPORTED = "imported"  # the `method` of a detector imported as an ONNX file
 
 
 class FileRecord(Record):
-    """What a file of the bundle must be: its sha256 (hex) and size in bytes."""
+    """The expected sha256 (hex) and size in bytes of a file."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class Normalisation(Record):
-    """Mean and standard deviation of held-out good pictures' raw scores under PyTorch: z = (score - mean) / std.
+    """Mean and standard deviation of the reference's raw scores of held-out good pictures: z = (score - mean) / std.
 
     For display and comparison only; verdicts and metrics use raw scores.
     """
@@ -64,8 +64,8 @@ class Normalisation(Record):
 class Threshold(Record):
     """A frame is anomalous when its raw score exceeds ``value``.
 
-    Split-conformal: with ``pictures`` held-out good pictures a further good picture exceeds it with probability at
-    most ``false_alarm_rate``. ``data_digest`` names the pictures.
+    Split-conformal: fitted on ``pictures`` held-out good pictures, it is exceeded by a new good picture with
+    probability at most ``false_alarm_rate``. ``data_digest`` identifies the pictures.
     """
 
     value: float
@@ -75,11 +75,11 @@ class Threshold(Record):
 
 
 class Difference(Record):
-    """How far a graph or engine is from PyTorch on the golden frames.
+    """How far a graph or engine deviates from PyTorch on the golden frames.
 
     ``map_error`` and ``score_error`` are maximum absolute differences of raw anomaly maps and scores. ``flips`` counts
-    frames whose verdict differs; ``auroc_change`` is AUROC here minus AUROC of PyTorch. Both are None where thresholds
-    or labels do not exist yet.
+    the frames whose verdict differs, None without thresholds. ``auroc_change`` is the AUROC minus PyTorch's, None
+    unless there are good and anomalous frames.
     """
 
     map_error: float
@@ -90,7 +90,7 @@ class Difference(Record):
 
 
 class Graph(Record):
-    """One ONNX file: which network it is a precision of, and how far it is from PyTorch."""
+    """One ONNX file: its interface, the weights and ranges it was made from, and its deviation from PyTorch."""
 
     file: str
     opset: int
@@ -104,7 +104,7 @@ class Graph(Record):
 
 
 class Provenance(Record):
-    """Where a bundle comes from."""
+    """Where a bundle comes from: data, training settings, device and library versions."""
 
     created: str
     data: str
@@ -119,9 +119,9 @@ class Provenance(Record):
 class Manifest(Record):
     """The contents of bundle.json.
 
-    ``network`` holds the arguments that rebuild the networks (see `adedge.methods`). ``thresholds`` is keyed
-    "<backend>/<precision>", with "pytorch/fp32" as the reference that flips are counted against; ``graphs`` by file
-    stem, for example "model.int8"; ``files`` by path inside the bundle with forward slashes.
+    ``network`` holds the arguments that rebuild the networks (see `adedge.methods`). ``thresholds`` is keyed by
+    "<backend>/<precision>", one of which is the `reference`; ``graphs`` by file stem, for example "model.int8";
+    ``files`` by path inside the bundle, with forward slashes.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -138,26 +138,26 @@ class Manifest(Record):
 
     @property
     def weights(self) -> str:
-        """The file that every graph is made from: the trained networks, or a detector that came as a graph."""
+        """The file that every graph is made from: the trained networks or the imported graph."""
         return "imported.onnx" if self.method == IMPORTED else "weights.safetensors"
 
     @property
     def reference(self) -> str:
-        """What thresholds and flips are counted against: PyTorch, or ONNX Runtime where there is no PyTorch model."""
+        """The key that flips are counted against: PyTorch's, or ONNX Runtime's if there is no PyTorch model."""
         return str(EngineKey("onnxruntime", "fp32")) if self.method == IMPORTED else "pytorch/fp32"
 
     def threshold(self, engine: EngineKey | str) -> float | None:
-        """The score above which an engine, or the `reference`, rejects a frame; None where it was not calibrated."""
-        fitted = self.thresholds.get(str(engine))
-        return None if fitted is None else fitted.value
+        """The score above which an engine, or the `reference`, rejects a frame; None if it is not calibrated."""
+        threshold = self.thresholds.get(str(engine))
+        return None if threshold is None else threshold.value
 
     def replace(self, **changes: Any) -> Manifest:
-        """A copy with ``changes``, validated."""
+        """A validated copy with ``changes``."""
         return Manifest.model_validate({**self.model_dump(), **changes})
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """The sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -168,7 +168,7 @@ def sha256_of(path: Path) -> str:
 class Bundle:
     """A bundle opened for reading: its path and validated manifest.
 
-    Immutable. `edit` replaces the directory as a whole; open the bundle again to see the result.
+    Immutable: `edit` replaces the directory as a whole; open the bundle again to see the changes.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -177,9 +177,9 @@ class Bundle:
 
     @staticmethod
     def open(path: str | Path) -> Bundle:
-        """Read and validate bundle.json; digests are checked when a file is asked for (`file`, `verify`).
+        """Read and validate bundle.json; the digests of files are checked on access (`file`, `read`) or by `verify`.
 
-        Raises `BundleError` where there is no bundle, or bundle.json is damaged or of another schema version.
+        Raises `BundleError` if there is no bundle, or if bundle.json is damaged or has another schema version.
         """
         path = Path(path)
         _recover(path.resolve())
@@ -195,53 +195,55 @@ class Bundle:
         return Bundle(path, _parse(text, path))
 
     def has(self, name: str) -> bool:
-        """Whether the manifest lists a file of this name."""
+        """Whether the manifest lists this file."""
         return name in self.manifest.files
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, after checking its size and sha256.
 
-        Raises `BundleError` where the file is not listed, missing, or not the file that was written.
+        Raises `BundleError` if the file is not listed, is missing, or was changed.
         """
-        path = self._listed(name)
+        path = self._listed_path(name)
         record = self.manifest.files[name]
         if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
-            raise BundleError(_changed(path))
+            raise BundleError(_changed_message(path))
         return path
 
-    def _listed(self, name: str) -> Path:
-        """The path of a file that the manifest lists and that is there."""
+    def _listed_path(self, name: str) -> Path:
+        """The path of an existing file that the manifest lists. Raises `BundleError`."""
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path} has no {name}: {_REMEDY.get(name.split('.')[0], 'make it first')}")
+            raise BundleError(
+                f"{self.path} has no {name}: {_REMEDY.get(name.split('.')[0], 'run the command that writes it first')}"
+            )
         path = self.path / name
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{path} is missing although {MANIFEST} lists it: restore the bundle from a copy")
         return path
 
     def read(self, name: str) -> bytes:
-        """The contents of a file of the bundle: read once, and those bytes checked. Raises `BundleError` as `file`."""
-        path = self._listed(name)
+        """The contents of a file of the bundle, read once and checked. Raises `BundleError` like `file`."""
+        path = self._listed_path(name)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
         record = self.manifest.files[name]
         if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
-            raise BundleError(_changed(path))
+            raise BundleError(_changed_message(path))
         return data
 
     def verify(self) -> list[str]:
-        """Check every digest and look for files that no record names; one sentence for each problem found."""
+        """Check every digest and look for unlisted files; returns one message per problem."""
         problems = []
         for name in self.manifest.files:
             try:
                 self.file(name)
             except BundleError as error:
                 problems.append(str(error))
-        known = {*self.manifest.files, MANIFEST, SIGNATURE}
+        listed = {*self.manifest.files, MANIFEST, SIGNATURE}
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
-            if not path.is_dir() and name not in known:
+            if not path.is_dir() and name not in listed:
                 problems.append(f"{path} is not listed in {MANIFEST}: remove it, or restore the bundle from a copy")
         return problems
 
@@ -254,16 +256,16 @@ class Bundle:
 
     @contextmanager
     def edit(self) -> Iterator[Draft]:
-        """Change the bundle: all of it when the block ends, nothing of it when the block raises.
+        """Change the bundle atomically: every change when the block ends, none if it raises.
 
             with bundle.edit() as draft:
                 draft.write("golden.npz", data)
                 draft.manifest = draft.manifest.replace(normalisation=normalisation)
 
-        A signature is dropped, since it no longer holds. Raises `BundleError` where another process is writing the
-        bundle, where it changed since it was opened, or where the disk is full.
+        Drops the signature, which no longer holds. Raises `BundleError` if another process is writing the bundle, if it
+        changed since it was opened, or if the disk is full.
         """
-        # A link is followed, so that it goes on pointing at the bundle; "." gets the name that stands for it.
+        # Resolved, so that a symbolic link to the bundle survives the exchange, and "." gets a real name.
         real = self.path.resolve()
         with _locked(real):
             if (real / MANIFEST).read_bytes() != _encode(self.manifest):
@@ -273,13 +275,13 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, public: Path | None = None) -> Bundle:
-    """Open a bundle for reading; with the ``public`` key of a signer only one that it signed.
+    """Open a bundle for reading; with a ``public`` key, only if that key signed it.
 
     >>> bundle = open_bundle("bottle.adedge")
     >>> bundle.manifest.method
     'oesdn'
 
-    Raises `BundleError` where there is no bundle, it is damaged, or it is not signed by that key.
+    Raises `BundleError` if there is no bundle, if it is damaged, or if it is not signed by that key.
     """
     bundle = Bundle.open(path)
     if public is not None:
@@ -290,7 +292,7 @@ def open_bundle(path: str | Path, public: Path | None = None) -> Bundle:
 
 
 class Draft:
-    """The next state of a bundle: files are written to a directory beside it, ``manifest`` may be reassigned."""
+    """The next state of a bundle: files go to a directory next to it, and ``manifest`` may be reassigned."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
@@ -298,7 +300,7 @@ class Draft:
         self._written: dict[str, FileRecord | None] = {}
 
     def write(self, name: str, data: bytes | str) -> FileRecord:
-        """Write one file; its size and digest."""
+        """Write one file; returns its size and digest."""
         path = self.path(name)
         data = data.encode() if isinstance(data, str) else data
         path.write_bytes(data)
@@ -307,24 +309,24 @@ class Draft:
         return record
 
     def write_json(self, name: str, value: Any) -> FileRecord:
-        """Write one file as indented JSON; its size and digest."""
+        """Write one file as indented JSON; returns its size and digest."""
         return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     def path(self, name: str) -> Path:
-        """Where to write file ``name``; its digest is taken when the edit ends.
+        """The path to write file ``name`` to; its digest is computed when the edit ends.
 
-        The old file is unlinked first, so that the bundle in use keeps its copy.
+        The old file is unlinked first: writing through its hard link would change the bundle in use.
         """
         path = self.directory / name
         if not path.resolve().is_relative_to(self.directory.resolve()):
-            raise BundleError(f"'{name}' would lie outside the bundle")
+            raise BundleError(f"'{name}' would lie outside the bundle: give a path inside it")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         self._written[name] = None
         return path
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a whole folder."""
+        """Remove a file or a whole folder."""
         path = self.directory / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -332,7 +334,7 @@ class Draft:
             path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        """Record digests of what was written, forget what was removed, write the manifest, flush all to disk."""
+        """Record the digests of written files, drop removed files, write the manifest, and flush everything to disk."""
         files: dict[str, FileRecord] = {}
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
@@ -354,10 +356,10 @@ class Draft:
 
 @contextmanager
 def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[Draft]:
-    """Write a new bundle at ``path``, whole or not at all.
+    """Create a bundle at ``path`` atomically.
 
-    Raises `BundleError` where something is there already and ``overwrite`` was not asked for; only a bundle is ever
-    replaced, never another kind of directory.
+    Replaces an existing bundle only with ``overwrite``, and never any other file or non-empty directory. Raises
+    `BundleError` if ``path`` is taken or cannot be written.
     """
     path = Path(path)
     check_creatable(path, overwrite=overwrite)
@@ -367,16 +369,16 @@ def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> 
 
 
 def check_creatable(path: Path, *, overwrite: bool) -> None:
-    """Say early, before hours of training, that a bundle cannot be written at ``path``."""
+    """Raise `BundleError` if a bundle cannot be created at ``path``: worth knowing before hours of training."""
     if path.name in ("", ".."):
-        raise BundleError(f"'{path}' is no name for a new bundle: give one, such as brick.adedge")
+        raise BundleError(f"'{path}' is not a name for a new bundle: give one, such as brick.adedge")
     if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not a bundle: choose another name")
     if (path / MANIFEST).is_file() and not overwrite:
         raise BundleError(f"{path} already holds a bundle: choose another name, or add --overwrite")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
     if not os.access(parent, os.W_OK):
-        raise BundleError(f"{parent} is not writable: choose another place for the bundle")
+        raise BundleError(f"{parent} is not writable: choose another directory for the bundle")
 
 
 _REMEDY: Mapping[str, str] = {
@@ -389,7 +391,7 @@ _REMEDY: Mapping[str, str] = {
 }
 
 
-def _changed(path: Path) -> str:
+def _changed_message(path: Path) -> str:
     return (
         f"{path} is not the file that was written (its sha256 differs from {MANIFEST}): restore the bundle from a copy"
     )
@@ -408,20 +410,20 @@ def _parse(text: str, path: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{path / MANIFEST} has schema version {version}; this adedge reads {SCHEMA_VERSION}: "
-            "use the adedge that wrote it, or train again"
+            "use the adedge version that wrote it, or train again"
         )
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path / MANIFEST} is damaged at '{where}': {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path / MANIFEST} is damaged at '{field}': {first['msg']}") from error
 
 
 @contextmanager
 def _staged(path: Path, manifest: Manifest, *, existing: bool) -> Iterator[Draft]:
-    """A directory beside ``path`` that takes its place when the block ends, and vanishes when it raises."""
-    _sweep(path)
+    """A directory next to ``path`` that replaces it when the block ends, and is removed if the block raises."""
+    _remove_leftovers(path)
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent))
     except OSError as error:
@@ -444,12 +446,12 @@ def _staged(path: Path, manifest: Manifest, *, existing: bool) -> Iterator[Draft
 
 def _disk_error(path: Path, error: OSError) -> BundleError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BundleError(f"the disk that holds {path} is full: free some space; the bundle is as it was")
-    return BundleError(f"{path} cannot be written ({error}): the bundle is as it was")
+        return BundleError(f"the disk that holds {path} is full: free some space; the bundle is unchanged")
+    return BundleError(f"{path} cannot be written ({error}); the bundle is unchanged")
 
 
 def _link(source: str, target: str) -> None:
-    """Hard link where the file system has them, copy where it has not (FAT on an SD card)."""
+    """Hard-link a file, or copy it if the file system has no hard links (FAT on an SD card)."""
     try:
         os.link(source, target)
     except OSError:
@@ -461,7 +463,7 @@ _RENAME_EXCHANGE = 2
 
 
 def _exchange(staging: Path, path: Path) -> None:
-    """Put ``staging`` where ``path`` is. Atomic: one rename, or Linux's exchange where something is there already."""
+    """Move ``staging`` to ``path`` atomically: by a rename, or by Linux's exchange if ``path`` exists."""
     if not path.exists():
         staging.rename(path)
         return
@@ -473,7 +475,7 @@ def _exchange(staging: Path, path: Path) -> None:
         result = renameat2(_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE)
         if result == 0:
             return
-    # Old kernels and some network file systems lack the exchange: two renames, and `_recover` for the gap between.
+    # Old kernels and some network file systems lack the exchange: rename twice; `_recover` handles the gap in between.
     backup = path.with_name(f".{path.name}.previous")
     path.rename(backup)
     staging.rename(path)
@@ -481,14 +483,14 @@ def _exchange(staging: Path, path: Path) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Undo an exchange that was cut off between its two renames."""
+    """Undo an exchange that was interrupted between its two renames."""
     backup = path.with_name(f".{path.name}.previous")
     if backup.is_dir() and not path.exists():
         backup.rename(path)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left beside the bundle."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove the staging directories of killed processes."""
     for leftover in path.parent.glob(f".{path.name}.*.*"):
         owner = leftover.name.split(".")[-2]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
@@ -497,13 +499,13 @@ def _sweep(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the bundle's directory for writing; a second writer is refused at once."""
+    """Lock the bundle's directory for writing. Raises `BundleError` at once if another writer holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BundleError(f"another adedge command is writing {path}: wait for it to end") from None
+            raise BundleError(f"another adedge command is writing {path}: wait until it has finished") from None
         if os.fstat(descriptor).st_ino != path.stat().st_ino:
             raise BundleError(f"{path} changed while this command was running: run it again")
         yield

@@ -1,4 +1,4 @@
-"""What commands and benchmarks show the same way: progress, tables and notes; on stderr, so that stdout stays data."""
+"""Terminal output of commands and benchmarks: progress and notes on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from rich.progress import Progress as ProgressBar
 
 from adedge.progress import Progress
 
-console = Console(stderr=True, highlight=False, emoji=False)  # "synthetic:brick:" is no emoji
+console = Console(stderr=True, highlight=False, emoji=False)  # else Rich draws ":brick:" in a source as an emoji
 output = Console(highlight=False, emoji=False)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A progress bar with elapsed and remaining time; yields the callback ``step(done, total, text)``.
+    """Show a progress bar with elapsed and remaining time; yields the callback ``step(done, total, text)``.
 
-    Not a terminal (a log file, CI): one line at each tenth instead of a bar.
+    If stderr is not a terminal (a log file, CI), prints one line per tenth instead.
     """
     if not console.is_terminal:
-        shown = -1
+        last_tenth = -1
 
         def log(done: int, total: int, text: str) -> None:
-            nonlocal shown
+            nonlocal last_tenth
             tenth = 10 * done // max(total, 1)
-            if tenth != shown:  # smaller again: the next part of the work began
-                shown = tenth
+            if tenth != last_tenth:  # not ">": the next part of the work starts again from 0
+                last_tenth = tenth
                 console.print(f"{title}: {done}/{total} {text}", markup=False)
 
         yield log
@@ -53,10 +53,10 @@ def progress(title: str) -> Iterator[Progress]:
 
 
 def note(text: str, style: str | None = None) -> None:
-    """One line for the person at the terminal, printed as it is: file names may hold brackets."""
+    """Print one line to stderr, without markup: file names may contain brackets."""
     console.print(text, style=style, markup=False)
 
 
 def warn(text: str) -> None:
-    """One line that should not be missed."""
+    """Print one line to stderr, marked as a warning."""
     console.print("[yellow]warning:[/yellow]", escape(text))

@@ -1,16 +1,16 @@
-"""Every error adedge raises on purpose.
+"""The errors that adedge raises deliberately.
 
-Each message says what is wrong, where, and what to do; the command line prints it as one line and exits with
+Each message says what is wrong, where, and what to do. The command line prints it on one line and exits with
 ``exit_code``.
 
 AdedgeError                 1   a job failed
 ├── UsageError              2   the call itself is wrong
 ├── BundleError             1   a bundle is missing, damaged, stale or not signed
 ├── EngineError             1   an engine cannot be built, loaded or executed here
-├── SourceError             1   a camera, video or folder gives no frames
+├── SourceError             1   a camera, video or folder delivers no frames
 ├── DataError               1   pictures, masks or labels cannot be used
 ├── OutputError             1   a result cannot be written: full disk, no permission
-├── GateError               1   a result is worse than the stated tolerance
+├── GateError               1   a result is worse than the requested tolerance
 └── MissingDependency       1   an optional package is not installed
 """
 
@@ -20,13 +20,13 @@ from typing import ClassVar
 
 
 class AdedgeError(Exception):
-    """Root of all errors raised on purpose; ``exit_code`` is what the command line exits with."""
+    """Root of all errors that adedge raises deliberately; ``exit_code`` is the exit code of the command line."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(AdedgeError):
-    """The call itself is wrong: an unknown name, options that contradict each other."""
+    """The call itself is wrong: an unknown name, or contradictory options."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class EngineError(AdedgeError):
 
 
 class SourceError(AdedgeError):
-    """A camera, video or folder gives no frames, or stopped giving them."""
+    """A camera, video or folder delivers no frames, or has stopped delivering them."""
 
 
 class DataError(AdedgeError):
@@ -48,14 +48,14 @@ class DataError(AdedgeError):
 
 
 class OutputError(AdedgeError):
-    """A result cannot be written: the disk is full, or the place is not writable."""
+    """A result cannot be written: the disk is full, or the destination is not writable."""
 
 
 class GateError(AdedgeError):
-    """A measured result is worse than the tolerance that was asked for."""
+    """A measured result is worse than the requested tolerance."""
 
 
-class MissingDependency(AdedgeError):  # noqa: N818 - the name says what to do about it
+class MissingDependency(AdedgeError):  # noqa: N818 - clearer without the suffix
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are on disk as a whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write or replace a file: readers, and a machine that loses power, see the old contents or the new ones.
+    """Write or replace a file atomically: a reader, even after a power cut, sees either the old or the new contents.
 
-    The data is flushed to disk before the file takes its name. Raises `OSError`; nothing is left beside ``path`` then.
+    The data is flushed to disk before the file gets its name. Raises `OSError` if the write fails; no temporary file
+    is left behind.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -26,7 +27,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the names in a directory, to disk."""
+    """Flush a file, or the entries of a directory, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

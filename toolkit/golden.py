@@ -1,7 +1,7 @@
-"""The golden frames: what a detector says of a few pictures, kept in the bundle as each graph's and engine's self-test.
+"""Golden frames: a few pictures with the detector's maps and scores, the self-test of every graph and engine.
 
-golden.npz: frames uint8 (N, H, W, C) in the spec's colour order; labels int8 (N,), 1 anomalous; maps float32 (N, H, W);
-scores float32 (N,); masks uint8 (N, H, W) where the defects' pixels are known.
+golden.npz: frames uint8 (N, H, W, C) in the spec's colour order; labels int8 (N,), 1 for anomalous; maps float32
+(N, H, W); scores float32 (N,); masks uint8 (N, H, W), only if the defects' pixels are known in every frame.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PER_LABEL = 16
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenFrames:
-    """Conformed frames (N, H, W, C) uint8, labels (N,) int8, and masks (N, H, W) bool where all of them are known."""
+    """Conformed frames (N, H, W, C) uint8, labels (N,) int8, and masks (N, H, W) bool, None unless all are known."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.int8]
@@ -33,7 +33,7 @@ class GoldenFrames:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """The contents of golden.npz but for its masks: frames (N, H, W, C), labels (N,), maps (N, H, W), scores (N,)."""
+    """The contents of golden.npz without its masks: frames (N, H, W, C), labels (N,), maps (N, H, W), scores (N,)."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.int8]
@@ -42,11 +42,11 @@ class Golden:
 
 
 def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
-    """Up to 16 good and 16 anomalous frames of ``dataset``.
+    """Choose up to 16 good and 16 anomalous frames of ``dataset``.
 
-    Labelled test pictures where there are some; good ones are else held-out pictures (or training pictures where none
-    are held out), and anomalous ones are those with a synthetic stain. Raises `DataError` where a picture is smaller
-    than the tile that is to be cut from it.
+    Takes test pictures if there are any. Good frames otherwise come from the held-out pictures (from the training
+    pictures if none are held out), anomalous ones from good frames with a synthetic stain. Raises `DataError` if a
+    picture is smaller than the tile to cut from it.
     """
     rng = np.random.default_rng(0)
     good = _choose([s for s in dataset.test if s.label == 0] or dataset.calibration or dataset.train, rng)
@@ -62,26 +62,26 @@ def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
             stained, mask = stain(frame, rng)
             frames.append(stained)
             masks.append(mask)
-    known = [mask for mask in masks if mask is not None]
+    pixel_masks = [mask for mask in masks if mask is not None]
     return GoldenFrames(
         frames=np.stack(frames),
         labels=np.array([0] * len(good) + [1] * (len(frames) - len(good)), np.int8),
-        masks=np.stack(known) if len(known) == len(frames) else None,
+        masks=np.stack(pixel_masks) if len(pixel_masks) == len(frames) else None,
     )
 
 
 def golden_file(golden: GoldenFrames, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> bytes:
-    """The bytes of golden.npz: the frames with the maps (N, H, W) and scores (N,) that the detector gave them."""
+    """The bytes of golden.npz: the frames with the detector's maps (N, H, W) and scores (N,)."""
     arrays = {"frames": golden.frames, "labels": golden.labels, "maps": maps, "scores": scores}
     if golden.masks is not None:
         arrays["masks"] = golden.masks.astype(np.uint8)
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the names for its options
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub mistakes the names for its options
     return stream.getvalue()
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """The golden frames of a bundle. Raises `BundleError` where they are absent, changed or do not fit the bundle."""
+    """Read a bundle's golden frames. Raises `BundleError` if they are missing, changed or do not fit the bundle."""
     path = bundle.path / "golden.npz"
     try:
         with np.load(io.BytesIO(bundle.read("golden.npz")), allow_pickle=False) as file:
@@ -98,7 +98,7 @@ def read_golden(bundle: Bundle) -> Golden:
 
 
 def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A frame (H, W, C) with an elliptic stain of the opposite brightness, and the stain's mask (H, W)."""
+    """A copy of a frame (H, W, C) with an elliptical stain of inverted brightness, and the stain's mask (H, W)."""
     height, width = frame.shape[:2]
     centre_y, centre_x = rng.uniform(0.25, 0.75, 2) * (height, width)
     radius_y, radius_x = rng.uniform(0.08, 0.16, 2) * (height, width)
@@ -115,7 +115,7 @@ def _choose(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]
 
 
 def _frame(sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
-    """A sample as one network input; of a picture that is tiled, the tile around the defect or in the middle."""
+    """A sample as one network input: for a tiled detector, the tile around the defect, or else the centre tile."""
     frame = conform(sample.read(), spec)
     require_size(frame, spec, sample)
     top, left = _tile_origin(frame.shape, spec, mask)
@@ -124,25 +124,25 @@ def _frame(sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = Non
 
 
 def require_size(frame: NDArray[np.uint8], spec: InputSpec, sample: Sample) -> None:
-    """Raise `DataError` where a conformed frame is smaller than the network's input, so that no tile fits in."""
+    """Raise `DataError` if a conformed frame is smaller than the network's input, so that it holds no tile."""
     height, width = frame.shape[:2]
     if height < spec.height or width < spec.width:
         raise DataError(
-            f"{sample.path or 'a picture'} has {width} × {height} pixels, less than a tile's {spec.height}: "
-            "choose a smaller --size, or --fit resize"
+            f"{sample.path or 'a picture'} of {width} × {height} pixels is smaller than a tile of {spec.width} × "
+            f"{spec.height}: choose a smaller --size, or --fit resize"
         )
 
 
 def _mask(mask: NDArray[np.bool_], spec: InputSpec) -> NDArray[np.bool_]:
-    """A picture's mask, cut or resized (nearest pixel) as `_frame` does with the picture."""
+    """The mask of one network input: cropped like `_frame`, or resized to the nearest pixel."""
     if spec.resize == "tile":
         top, left = _tile_origin(mask.shape, spec, mask)
-        seen: NDArray[np.bool_] = mask[top : top + spec.height, left : left + spec.width]
+        frame_mask: NDArray[np.bool_] = mask[top : top + spec.height, left : left + spec.width]
     else:
         rows = (np.arange(spec.height) + 0.5) * mask.shape[0] / spec.height
         columns = (np.arange(spec.width) + 0.5) * mask.shape[1] / spec.width
-        seen = mask[rows.astype(int)[:, None], columns.astype(int)[None]]
-    return seen
+        frame_mask = mask[rows.astype(int)[:, None], columns.astype(int)[None]]
+    return frame_mask
 
 
 def _tile_origin(shape: tuple[int, ...], spec: InputSpec, mask: NDArray[np.bool_] | None) -> tuple[int, int]:

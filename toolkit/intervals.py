@@ -1,8 +1,8 @@
-"""How certain metrics are: confidence intervals by bootstrap over pictures, and an exact bound for a rate.
+"""Uncertainty of metrics: bootstrap confidence intervals, and an exact bound on a rate.
 
-A resample draws as many good and as many anomalous pictures as there are, with replacement; what varies is how often
-each picture counts. So values are sorted once, and the metric of a resample is a weighted sum over the sorted values.
-Pictures are what is drawn, never pixels: the pixels of one picture are alike and say less than as many of others.
+The bootstrap is stratified: each resample draws as many good and as many anomalous pictures as there are, with
+replacement. Only how often each picture counts varies, so values are sorted once, and each resample's metric is a
+weighted sum over the sorted values. Pictures are resampled, never pixels: pixels of one picture are correlated.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adedge.errors import DataError
-from adedge.metrics import checked, checked_maps, region_weights
+from adedge.metrics import region_weights, validate_maps, validate_scores
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-LEVELS = 1024  # map values are told apart at so many quantiles of all pixels and at as many of the defective ones
-_BLOCK = 50  # resamples at once: bounds the memory
+LEVELS = 1024  # map values are binned at this many quantiles of all pixels, and as many of the defective ones
+_BLOCK = 50  # resamples per block; bounds the memory
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A percentile bootstrap interval of `CONFIDENCE`."""
+    """A percentile bootstrap interval at level `CONFIDENCE`."""
 
     low: float
     high: float
@@ -36,17 +36,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelIntervals:
-    """How certain the AUROC of pixels and the AUPRO are."""
+    """The intervals of the pixel AUROC and the AUPRO."""
 
     auroc: Interval
     aupro: Interval
 
 
 def auroc_interval(labels: ArrayLike, scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The interval of `adedge.metrics.auroc` of ``labels`` (N,) and ``scores`` (N,). Raises `DataError` as it does."""
-    positive, values = checked(labels, scores)
+    """The interval of `adedge.metrics.auroc` for ``labels`` (N,) and ``scores`` (N,). Raises `DataError` like it."""
+    positive, values = validate_scores(labels, scores)
     order = np.argsort(values, kind="stable")
-    first = np.append(0, np.flatnonzero(np.diff(values[order])) + 1)  # of each run of equal scores
+    first = np.append(0, np.flatnonzero(np.diff(values[order])) + 1)  # start of each run of equal scores
     areas = []
     for counts in _counts(positive, resamples, seed):
         ranked = counts[:, order]
@@ -60,30 +60,30 @@ def pixel_intervals(
 ) -> PixelIntervals:
     """The intervals of `adedge.metrics.pixel_auroc` and `aupro`: ``masks`` and ``maps`` (N, H, W).
 
-    Values between two of the `LEVELS` count as equal, which moves either metric by less than 0.001. Raises `DataError`
-    as they do.
+    Values between two neighbouring `LEVELS` count as equal, which moves either metric by less than 0.001. Raises
+    `DataError` like them.
     """
-    defects, values = checked_maps(masks, maps)
+    defects, values = validate_maps(masks, maps)
     levels = _levels(values, defects)
-    good, bad, gain = np.zeros((3, len(values), len(levels) + 1))  # (pictures, bins), rising values
+    good, bad, gain = np.zeros((3, len(values), len(levels) + 1))  # (pictures, bins), ascending values
     weights = np.split(region_weights(defects), np.cumsum(defects.sum(axis=(1, 2)))[:-1])  # by picture
-    for number, (mask, pixels, own) in enumerate(zip(defects, values, weights, strict=True)):
+    for number, (mask, pixels, pixel_weights) in enumerate(zip(defects, values, weights, strict=True)):
         bins = np.searchsorted(levels, pixels, side="right")
         good[number] = np.bincount(bins[~mask], minlength=len(levels) + 1)
         bad[number] = np.bincount(bins[mask], minlength=len(levels) + 1)
-        gain[number] = np.bincount(bins[mask], own, minlength=len(levels) + 1)
+        gain[number] = np.bincount(bins[mask], pixel_weights, minlength=len(levels) + 1)
     aurocs, aupros = [], []
     anomalous = np.array([mask.any() for mask in defects])
     for counts in _counts(anomalous, resamples, seed):
-        passing = counts @ good
-        aurocs.append(_areas(passing, counts @ bad, 1.0))
-        # A picture drawn twice brings its regions twice; their mean overlap is what `_areas` makes of the sum.
-        aupros.append(_areas(passing, counts @ gain, max_fpr))
+        resampled_good = counts @ good
+        aurocs.append(_areas(resampled_good, counts @ bad, 1.0))
+        # A picture drawn twice contributes its regions twice; `_areas` normalises the sum to their mean overlap.
+        aupros.append(_areas(resampled_good, counts @ gain, max_fpr))
     return PixelIntervals(auroc=_interval(np.concatenate(aurocs)), aupro=_interval(np.concatenate(aupros)))
 
 
 def _levels(values: NDArray[Any], defects: NDArray[np.bool_]) -> NDArray[Any]:
-    """Values that split the pixels, and the defective ones, into parts of about one size: sorted, all different."""
+    """Quantiles of all pixels and of the defective ones: sorted and distinct."""
     parts = []
     for pixels in (values.ravel(), values[defects]):
         ranked = np.sort(pixels)
@@ -92,28 +92,30 @@ def _levels(values: NDArray[Any], defects: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def rate_bound(events: int, trials: int) -> float:
-    """The highest rate that `CONFIDENCE` leaves for what happened ``events`` times in ``trials`` independent cases.
+    """Upper bound, at level `CONFIDENCE`, on the rate of an event seen ``events`` times in ``trials`` trials.
 
-    Exact and one-sided: at this rate so few events have a probability of 1 - `CONFIDENCE` (Clopper and Pearson,
-    Biometrika 26, 1934). With none it is 1 - (1 - `CONFIDENCE`)^(1/trials), about 3/trials. Raises `DataError` where
-    there are no trials, or fewer than events.
+    Exact and one-sided, for independent trials: at this rate, so few events have a probability of 1 - `CONFIDENCE`
+    (Clopper and Pearson, Biometrika 26, 1934). Without events it is 1 - (1 - `CONFIDENCE`)^(1/trials), about 3/trials.
+    Raises `DataError` if there are no trials, or fewer trials than events.
     """
     if not 0 <= events <= trials or trials == 0:
-        raise DataError(f"{events} events in {trials} trials have no rate")
+        raise DataError(
+            f"{events} events in {trials} trials have no rate: give at least one trial, and no more events than trials"
+        )
     if events == trials:
         return 1.0
-    ways = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(events + 1)]
+    log_ways = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(events + 1)]
     low, high = 0.0, 1.0
     while high - low > 1e-9:
         rate = (low + high) / 2
         hit, miss = math.log(rate), math.log1p(-rate)
-        at_most = math.fsum(math.exp(way + k * hit + (trials - k) * miss) for k, way in enumerate(ways))
+        at_most = math.fsum(math.exp(way + k * hit + (trials - k) * miss) for k, way in enumerate(log_ways))
         low, high = (rate, high) if at_most > 1 - CONFIDENCE else (low, rate)
     return high
 
 
 def _counts(anomalous: NDArray[np.bool_], resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each picture counts, (up to `_BLOCK`, N) at once; good and anomalous ones keep their numbers."""
+    """How often each picture is drawn, in blocks (up to `_BLOCK`, N); the totals of both classes stay fixed."""
     rng = np.random.default_rng(seed)
     groups = [group for group in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous)) if len(group)]
     for start in range(0, resamples, _BLOCK):
@@ -125,9 +127,10 @@ def _counts(anomalous: NDArray[np.bool_], resamples: int, seed: int) -> Iterator
 
 
 def _areas(good: Floats, gain: Floats, limit: float) -> Floats:
-    """Area under (share of ``good`` passed, share of ``gain`` passed) by falling value, up to ``limit``, divided by it.
+    """Area under the curve of the shares of ``good`` (x) and ``gain`` (y) above a falling threshold, x <= ``limit``.
 
-    good, gain (resamples, bins) by rising value -> (resamples,). Up to 1 this is the AUROC, equal values counted half.
+    Divided by ``limit``; good, gain (resamples, bins) by ascending value -> (resamples,). With a limit of 1 it is the
+    AUROC, ties counted half.
     """
     x, y = (
         np.pad(np.cumsum(part[:, ::-1], axis=1) / part.sum(axis=1, keepdims=True), ((0, 0), (1, 0)))
@@ -142,7 +145,7 @@ def _areas(good: Floats, gain: Floats, limit: float) -> Floats:
     return areas
 
 
-def _interval(drawn: Floats) -> Interval:
+def _interval(samples: Floats) -> Interval:
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+    low, high = np.percentile(samples, [tail, 100 - tail])
     return Interval(low=float(low), high=float(high))

@@ -1,7 +1,7 @@
-"""How well scores and maps separate good from anomalous: AUROC, PRO, F1 (how certain: see `adedge.intervals`).
+"""How well scores and maps separate good from anomalous: AUROC, PRO, F1 (confidence intervals: `adedge.intervals`).
 
-Everything here takes raw scores and maps. Curves are exact: every distinct value is a threshold. A picture or pixel is
-called anomalous when its value is at or above the threshold.
+All functions take raw scores and maps. Curves are exact: every distinct value is a threshold. A picture or pixel counts
+as anomalous if its value is at or above the threshold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class BestF1:
-    """The largest F1 that any threshold reaches, and that threshold: an upper bound, fitted to the labels."""
+    """The highest F1 of any threshold, and that threshold: an upper bound, since it is fitted to the labels."""
 
     f1: float
     threshold: float
@@ -31,21 +31,21 @@ class BestF1:
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve: the chance that an anomalous picture scores above a good one, ties counted half.
 
-    ``labels`` (N,) are 0 or 1, ``scores`` (N,) raw. Raises `DataError` for one class only, or a score that is NaN.
+    ``labels`` (N,) are 0 or 1, ``scores`` (N,) raw. Raises `DataError` if there is only one class or a score is NaN.
     """
-    positive, values = checked(labels, scores)
+    positive, values = validate_scores(labels, scores)
     return _auroc(positive, values)
 
 
 def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float:
     """AUROC over all pixels of all maps; ``masks`` and ``maps`` (N, H, W)."""
-    positive, values = checked_maps(masks, maps)
+    positive, values = validate_maps(masks, maps)
     return _auroc(positive.ravel(), values.ravel())
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """(False-positive rates, true-positive rates, thresholds) by falling threshold, from (0, 0) to (1, 1)."""
-    positive, values = checked(labels, scores)
+    """(False-positive rates, true-positive rates, thresholds) by descending threshold, from (0, 0) to (1, 1)."""
+    positive, values = validate_scores(labels, scores)
     thresholds, true, false = _counts(positive, values)
     return (
         np.concatenate([[0.0], false / false[-1]]),
@@ -56,7 +56,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Flo
 
 def best_f1(labels: ArrayLike, scores: ArrayLike) -> BestF1:
     """The threshold with the largest F1 = 2 TP / (2 TP + FP + FN)."""
-    positive, values = checked(labels, scores)
+    positive, values = validate_scores(labels, scores)
     thresholds, true, false = _counts(positive, values)
     f1 = 2 * true / (true + false + true[-1])
     best = int(np.argmax(f1))
@@ -73,20 +73,19 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> tuple[
 
     The overlap of a region (a connected component of a mask, diagonal neighbours included) with the thresholded map,
     averaged over all regions of all ``masks`` (N, H, W). Returns (rates, overlaps) from (0, 0) up to exactly
-    ``max_fpr``, where the last point is interpolated. Raises `DataError` where no mask holds a defect, or no pixel is
-    good.
+    ``max_fpr``, where the last point is interpolated. Raises `DataError` if no pixel is defective, or none is good.
 
-    Sorting replaces a loop over thresholds. Only at a value that a region holds does the overlap grow, by 1 / (the
-    region's size * number of regions) for each such pixel; between two of them good pixels pass and it stays. So the
-    curve's corners lie just above and at the regions' values, and good pixels are only counted.
+    Sorting replaces a loop over thresholds. The overlap grows only when the threshold reaches a defective pixel's
+    value, by 1 / (size of the pixel's region * number of regions); between two such values only good pixels pass. The
+    curve's corners therefore lie just above and at the defective pixels' values, and good pixels are merely counted.
     """
     if not 0 < max_fpr <= 1:
         raise DataError(f"max_fpr must be in (0, 1], not {max_fpr}")
-    defects, values = checked_maps(masks, maps)
+    defects, values = validate_maps(masks, maps)
     good = np.sort(values[~defects])
-    found = values[defects]
-    order = np.argsort(found)[::-1]
-    ranked = found[order]
+    defective = values[defects]
+    order = np.argsort(defective)[::-1]
+    ranked = defective[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal values pass the threshold together
     overlap = np.cumsum(region_weights(defects)[order])[last]
     above, at = (1 - np.searchsorted(good, ranked[last], side=side) / len(good) for side in ("right", "left"))
@@ -102,14 +101,14 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> tuple[
 
 
 def count_flips(reference: ArrayLike, verdicts: ArrayLike) -> int:
-    """How many of N pictures are decided otherwise: verdicts (N,) bool, True for anomalous, beside the reference's."""
+    """Number of pictures whose verdict differs from the reference's: both (N,) bool, True for anomalous."""
     return int(np.sum(np.asarray(reference, bool) != np.asarray(verdicts, bool)))
 
 
 def region_weights(defects: NDArray[np.bool_]) -> Floats:
-    """What each defective pixel of masks (N, H, W) adds to the mean overlap: (pixels,), in the masks' order, sum 1.
+    """The weight of each defective pixel of masks (N, H, W) in the mean overlap: (pixels,), in the masks' order, sum 1.
 
-    1 / (the pixels of its region * number of regions), a region being a connected component, diagonals included.
+    1 / (size of its region * number of regions); a region is a connected component, diagonal neighbours included.
     """
     parts, regions = [], 0
     for mask in defects:
@@ -129,7 +128,7 @@ def aupro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
 
 
 def _auroc(positive: NDArray[np.bool_], values: NDArray[Any]) -> float:
-    """Mann-Whitney: of all pairs, those in the right order, and half of those that tie."""
+    """Mann-Whitney: the share of (good, anomalous) pairs in the right order, ties counted half."""
     good = np.sort(values[~positive])
     bad = np.sort(values[positive])  # sorted queries walk through `good` once, in cache
     below = np.searchsorted(good, bad, side="left").sum(dtype=np.float64)
@@ -138,7 +137,7 @@ def _auroc(positive: NDArray[np.bool_], values: NDArray[Any]) -> float:
 
 
 def _counts(positive: NDArray[np.bool_], values: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
-    """Distinct values, falling, and how many anomalous and good ones are at or above each."""
+    """Distinct values in descending order, and how many anomalous and good ones are at or above each."""
     order = np.argsort(values, kind="stable")[::-1]
     ranked = values[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
@@ -146,16 +145,16 @@ def _counts(positive: NDArray[np.bool_], values: NDArray[Any]) -> tuple[Floats, 
     return ranked[last].astype(np.float64), true, last + 1 - true
 
 
-def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Labels (N,) as bool, and scores (N,). Raises `DataError` as `auroc` does."""
+def validate_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Labels (N,) as bool, and scores (N,). Raises `DataError` like `auroc`."""
     truth, values = np.asarray(labels), np.asarray(scores)
     if truth.shape != values.shape or truth.ndim != 1:
-        raise DataError(f"labels {truth.shape} and scores {values.shape} must be two lists of one length")
+        raise DataError(f"labels {truth.shape} and scores {values.shape} must be one-dimensional, of one length")
     return _two_classes(truth, values, "pictures")
 
 
-def checked_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Masks as bool, and maps, both (N, H, W). Raises `DataError` as `pixel_auroc` does."""
+def validate_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Masks as bool, and maps, both (N, H, W). Raises `DataError` like `pixel_auroc`."""
     truth, values = np.asarray(masks), np.asarray(maps)
     if truth.shape != values.shape or truth.ndim != 3:
         raise DataError(f"masks {truth.shape} and maps {values.shape} must both be (N, H, W), of one size")
@@ -169,7 +168,5 @@ def _two_classes(truth: NDArray[Any], values: NDArray[Any], what: str) -> tuple[
     anomalous = int(positive.sum())
     if anomalous in (0, positive.size):
         have = "no" if anomalous == 0 else "only"
-        raise DataError(
-            f"the {what} hold {have} anomalous ones: good and anomalous {what} are needed to tell them apart"
-        )
+        raise DataError(f"the {what} include {have} anomalous ones: the metric requires both good and anomalous {what}")
     return positive, values

@@ -1,9 +1,9 @@
-"""From network outputs to an anomaly map and a score: the reference in NumPy that every faster executor must equal.
+"""From network outputs to an anomaly map and a score: the NumPy reference that every faster implementation must match.
 
 Arithmetic is float64 throughout, results are float32. Every window sees the picture mirrored at its border with the
-edge pixel repeated (d c b a | a b c d | d c b a: SciPy's "reflect", OpenCV's BORDER_REFLECT), also where the picture is
-smaller than the window. A NaN raises nothing: it spreads to the map, at least to every window that holds it, and the
-score of that picture is NaN. Callers that decide on a score must refuse a NaN.
+edge pixel repeated (d c b a | a b c d | d c b a: SciPy's "reflect", OpenCV's BORDER_REFLECT), even if the picture is
+smaller than the window. A NaN raises no error: it spreads through the map, at least to every window that contains it,
+and makes the picture's score NaN. Callers that decide on a score must reject NaN.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Floats = NDArray[np.floating[Any]]
 
 
 def maps_and_scores(spec: ScoreSpec, outputs: Sequence[Floats]) -> tuple[Maps, NDArray[np.float32]]:
-    """Everything a `ScoreSpec` says of a batch: the network's outputs -> anomaly maps (N, H, W) and raw scores (N,).
+    """Execute a `ScoreSpec` on a batch: the network's outputs -> anomaly maps (N, H, W) and raw scores (N,).
 
-    Raises `DataError` where the outputs are not what the spec compares.
+    Raises `DataError` if the outputs do not fit the spec.
     """
     maps = score_maps(spec, outputs)
-    return maps, own_scores(outputs) if spec.reduce == "output" else image_scores(spec, maps)
+    return maps, network_scores(outputs) if spec.reduce == "output" else image_scores(spec, maps)
 
 
 def score_maps(spec: ScoreSpec, outputs: Sequence[Floats]) -> Maps:
     """Compare and filter a batch: the network's outputs -> anomaly maps (N, H, W).
 
     ``outputs`` are float arrays: two images (N, C, H, W) for a DSSIM comparison, or one map (N, H, W) or (N, 1, H, W).
-    Raises `DataError` where they are not.
+    Raises `DataError` if they are not.
     """
     if isinstance(spec.comparison, Dssim):
         if len(outputs) != 2:
@@ -57,9 +57,9 @@ def score_maps(spec: ScoreSpec, outputs: Sequence[Floats]) -> Maps:
 
 
 def image_scores(spec: ScoreSpec, maps: Floats) -> NDArray[np.float32]:
-    """Reduce filtered maps (N, H, W) to one score a picture (N,), over the pixels ``spec.margin`` from the border.
+    """Reduce filtered maps (N, H, W) to scores (N,), over the pixels at least ``spec.margin`` from the border.
 
-    Raises `DataError` where the margin leaves no pixel, or the spec takes the score from the network.
+    Raises `DataError` if the margin leaves no pixel, or if the spec takes the score from the network.
     """
     if spec.reduce == "output":
         raise DataError("this detector's score is an output of its network and cannot be taken from a map")
@@ -68,14 +68,14 @@ def image_scores(spec: ScoreSpec, maps: Floats) -> NDArray[np.float32]:
     return scores.astype(np.float32)
 
 
-def own_scores(outputs: Sequence[Floats]) -> NDArray[np.float32]:
-    """The scores (N,) that a network gives as its second output, of shape (N,) or (N, 1).
+def network_scores(outputs: Sequence[Floats]) -> NDArray[np.float32]:
+    """The scores (N,) in a network's second output, of shape (N,) or (N, 1).
 
-    Raises `DataError` where it gives none.
+    Raises `DataError` if there are none.
     """
     if len(outputs) < 2 or outputs[1].size != len(outputs[0]):
         shapes = ", ".join(str(output.shape) for output in outputs)
-        raise DataError(f"the network's second output must be one score a picture, but its outputs are {shapes}")
+        raise DataError(f"the network's second output must be one score per picture, but its outputs are {shapes}")
     return outputs[1].reshape(-1).astype(np.float32)
 
 
@@ -89,7 +89,7 @@ def dssim_map(a: Floats, b: Floats, *, window: int = 7, data_range: float = 1.0)
 
     SSIM as in Wang et al. 2004, equation 13, with a uniform ``window`` x ``window`` (odd), sample variances (divided by
     n - 1), C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2: what skimage.metrics.structural_similarity computes by
-    default in float64. 0 where the images agree, at most 1. Raises `DataError` where the shapes differ.
+    default in float64. 0 where the images agree, at most 1. Raises `DataError` if the shapes differ.
     """
     if a.ndim != 4 or a.shape != b.shape:
         raise DataError(f"DSSIM compares two batches (N, C, H, W) of one shape, not {a.shape} and {b.shape}")
@@ -117,7 +117,7 @@ def dssim_constants(data_range: float) -> tuple[float, float]:
 def uniform_filter(maps: Floats, size: int) -> Maps:
     """Mean over ``size`` x ``size`` windows: (N, H, W) -> (N, H, W), as scipy.ndimage.uniform_filter.
 
-    The window of pixel i is i - size // 2 ... i - size // 2 + size - 1: an even one reaches further up and left.
+    The window of pixel i spans i - size // 2 ... i - size // 2 + size - 1: an even one reaches further up and left.
     """
     _check_maps(maps)
     return _box(maps.astype(np.float64), size).astype(np.float32)
@@ -156,14 +156,14 @@ def opening(maps: Floats, size: int) -> Maps:
     footprint = ellipse(size)
     before, after = size // 2, size - 1 - size // 2
     eroded = _rank(maps, footprint, np.minimum, before, after)
-    # The dilation looks through the mirrored window: only so is an opening never above its input.
+    # The dilation needs the mirrored window, or the opening could exceed its input.
     return _rank(eroded, footprint[::-1, ::-1], np.maximum, after, before).astype(np.float32)
 
 
 def ellipse(size: int) -> NDArray[np.bool_]:
     """The filled ellipse (size, size) that cv2.getStructuringElement(MORPH_ELLIPSE) draws; size 3 is a cross.
 
-    Row y holds the columns within round(r sqrt(1 - (y / r)^2)) of the centre r = size // 2, halves rounded to even.
+    Row y covers the columns within round(r sqrt(1 - (y / r)^2)) of the centre r = size // 2, halves rounded to even.
     """
     centre = size // 2
     rows = np.arange(size) - centre
@@ -173,7 +173,7 @@ def ellipse(size: int) -> NDArray[np.bool_]:
 
 
 def inside_margin(maps: Floats, margin: int) -> Floats:
-    """View of maps (N, H, W) without the ``margin`` pixels at each border. Raises `DataError` where nothing is left."""
+    """View of maps (N, H, W) without the ``margin`` pixels at each border. Raises `DataError` if nothing is left."""
     _check_maps(maps)
     _, height, width = maps.shape
     if min(height, width) <= 2 * margin:
@@ -183,7 +183,7 @@ def inside_margin(maps: Floats, margin: int) -> Floats:
 
 def _ready_map(outputs: Sequence[Floats]) -> Maps:
     if not outputs:
-        raise DataError("the network gave no output: expected its anomaly map")
+        raise DataError("the network has no output: its anomaly map is expected")
     maps = outputs[0]
     if maps.ndim == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
@@ -197,10 +197,10 @@ def _check_maps(maps: NDArray[Any]) -> None:
 
 
 def _box(images: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Mean over size x size windows of the last two axes: differences of running sums, one axis after the other."""
+    """Mean over size x size windows of the last two axes, from running sums along one axis at a time."""
     for axis in (-2, -1):
         length = images.shape[axis]
-        # One more in front, so that a window is the difference of two sums that lie ``size`` apart.
+        # One extra element in front: each window is then the difference of two running sums ``size`` apart.
         padded = _mirrored(images, axis, before=size // 2 + 1, after=size - 1 - size // 2)
         with np.errstate(invalid="ignore"):
             sums = padded.cumsum(axis)
@@ -209,7 +209,7 @@ def _box(images: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 def _mirrored(images: NDArray[Any], axis: int, *, before: int, after: int) -> NDArray[Any]:
-    """Pad one axis with its mirror image, edge included, as often as it takes."""
+    """Pad one axis with its mirror image, edge pixel included, repeated as often as needed."""
     widths = [(0, 0)] * images.ndim
     widths[axis] = (before, after)
     return np.pad(images, widths, mode="symmetric")

@@ -1,7 +1,7 @@
-"""Ed25519 signatures of a bundle: who vouches for bundle.json, and through its digests for every file.
+"""Ed25519 signatures of a bundle: of bundle.json and, through its digests, of every file.
 
-bundle.sig is JSON: the algorithm, the raw public key and the signature of bundle.json's bytes, in base64. A signature
-proves nothing by carrying its own key: the verifier brings the key that it trusts.
+bundle.sig is JSON: the algorithm, the raw public key and the signature of bundle.json's bytes, in base64. The key in it
+proves nothing: a verifier must use a key that it already trusts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ALGORITHM = "Ed25519"
 
 
 def create_key(private: Path) -> Path:
-    """Write a new private key (PEM, readable by its owner only) and beside it ``<name>.pub``; return the latter.
+    """Write a new private key (PEM, readable by its owner only) and its public key ``<name>.pub``; returns the latter.
 
-    Raises `UsageError` where either file exists: a key is never overwritten.
+    Raises `UsageError` if either file exists: keys are never overwritten.
     """
     public = private.with_name(private.name + ".pub")
     for path in (private, public):
@@ -45,9 +45,9 @@ def create_key(private: Path) -> Path:
 
 
 def sign(bundle: Bundle, private: Path) -> None:
-    """Sign bundle.json, after checking that every file is what it says.
+    """Sign bundle.json after checking every file against it.
 
-    Raises `BundleError` where a file is not, `UsageError` where ``private`` is not an Ed25519 private key.
+    Raises `BundleError` if a file does not match, `UsageError` if ``private`` is not an Ed25519 private key.
     """
     if problems := bundle.verify():
         raise BundleError(f"not signed: {problems[0]}")
@@ -62,9 +62,10 @@ def sign(bundle: Bundle, private: Path) -> None:
 
 
 def require(bundle: Bundle, public: Path) -> None:
-    """Refuse a bundle that the owner of ``public`` did not sign as it stands.
+    """Require that the owner of the key ``public`` signed the bundle in its present state.
 
-    Raises `BundleError` where the signature is missing, damaged, by another key, or of another bundle.json.
+    Raises `BundleError` if the signature is missing, damaged, by another key, or of another bundle.json; `UsageError`
+    if ``public`` is not an Ed25519 public key.
     """
     trusted = _public_key(public)
     path = bundle.path / SIGNATURE
@@ -78,7 +79,7 @@ def require(bundle: Bundle, public: Path) -> None:
         raise BundleError(f"{path} is damaged: sign the bundle again with 'adedge sign'") from error
     if signer != _raw(trusted):
         raise BundleError(
-            f"{bundle.path} is signed by another key than {public}: do not use it unless you trust that key"
+            f"{bundle.path} is signed by another key, not {public}: do not use it unless you trust that key"
         )
     try:
         trusted.verify(signature, (bundle.path / MANIFEST).read_bytes())
@@ -89,7 +90,7 @@ def require(bundle: Bundle, public: Path) -> None:
 
 
 def signer_of(bundle: Bundle) -> str | None:
-    """The public key (base64) that bundle.sig names, or None where there is none. Says nothing about validity."""
+    """The public key (base64) in bundle.sig, or None if it has none. Does not verify the signature."""
     try:
         record = json.loads((bundle.path / SIGNATURE).read_text(encoding="utf-8"))
         return str(record["public_key"])
@@ -101,11 +102,11 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: make a key with 'adedge keygen {path}'") from None
+        raise UsageError(f"{path} does not exist: create a key with 'adedge keygen {path}'") from None
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is not a private key in PEM form: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} is not an Ed25519 key: make one with 'adedge keygen'")
+        raise UsageError(f"{path} is not an Ed25519 key: create one with 'adedge keygen'")
     return key
 
 

@@ -1,7 +1,7 @@
-"""What a network expects and how its outputs become a map and a score: the two contracts every executor keeps.
+"""What a network expects (`InputSpec`), and how its outputs become a map and a score (`ScoreSpec`).
 
-Both are frozen pydantic models and travel in ``bundle.json``. Training (PyTorch), a CPU (OpenCV) and a GPU (CUDA) each
-execute the same specification.
+Both are frozen pydantic models stored in ``bundle.json``. Training (PyTorch), CPU (OpenCV) and GPU (CUDA) execute the
+same specification.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 class EngineKey(NamedTuple):
-    """Which engine of a bundle: what executes it, and in which precision.
+    """Identifies an engine of a bundle: the runtime that executes it, and its precision.
 
     >>> str(EngineKey("onnxruntime", "fp32"))
     'onnxruntime/fp32'
@@ -34,16 +34,16 @@ class EngineKey(NamedTuple):
 
 
 class Record(BaseModel):
-    """Base of everything stored in a bundle: frozen, and unknown keys are refused."""
+    """Base of everything stored in a bundle: frozen, and unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Tiling(Record):
-    """Large pictures are cut into overlapping tiles whose maps are merged by maximum.
+    """How large pictures are cut into overlapping tiles, whose maps are merged by maximum.
 
-    ``tile`` and ``stride`` are in pixels. The last tile of a row or column is moved inwards so that it ends at the
-    border: every pixel is covered, and no tile contains padding.
+    ``tile`` and ``stride`` are in pixels. The last tile of a row or column is shifted inwards to end at the border:
+    every pixel is covered, and no tile contains padding.
     """
 
     tile: int = Field(ge=8)
@@ -52,7 +52,7 @@ class Tiling(Record):
     @model_validator(mode="after")
     def _overlap(self) -> Tiling:
         if self.stride > self.tile:
-            raise ValueError(f"stride {self.stride} exceeds tile {self.tile}: pixels between tiles would go unseen")
+            raise ValueError(f"stride {self.stride} exceeds tile {self.tile}: pixels between tiles would be skipped")
         return self
 
 
@@ -61,7 +61,7 @@ class InputSpec(Record):
 
     x = (pixel * scale - mean) / std per channel, in ``color`` order. ``resize`` "stretch" resizes the frame to
     ``height`` x ``width`` (bilinear, half-pixel centres, no antialiasing); "tile" keeps the frame's resolution and
-    cuts tiles as ``tiling`` says (then tiling.tile = height = width).
+    cuts it into tiles by ``tiling`` (with tiling.tile = height = width).
     """
 
     height: int = Field(ge=8)
@@ -84,7 +84,7 @@ class InputSpec(Record):
         if any(s <= 0 for s in self.std):
             raise ValueError("std must be positive")
         if (self.resize == "tile") != (self.tiling is not None):
-            raise ValueError("resize 'tile' and a tiling come together")
+            raise ValueError("a tiling requires resize 'tile', and resize 'tile' requires a tiling")
         if self.tiling is not None and not self.tiling.tile == self.height == self.width:
             raise ValueError(f"tile {self.tiling.tile} must equal height {self.height} and width {self.width}")
         return self
@@ -144,9 +144,9 @@ class ScoreSpec(Record):
     """How network outputs become an anomaly map and a score: compare, filter in order, reduce.
 
     Filters and DSSIM see the picture mirrored at its border with the edge pixel repeated (SciPy's "reflect").
-    ``reduce`` is taken over the pixels at least ``margin`` from the border: the mean over valid DSSIM windows is margin
-    = window // 2. With "output" nothing is reduced: the score is the network's own second output (N values), and that
-    of a tiled frame its tiles' largest.
+    ``reduce`` is taken over the pixels at least ``margin`` from the border: a margin of window // 2 covers the valid
+    DSSIM windows. With "output" nothing is reduced: the score is the network's second output (N values), and the score
+    of a tiled frame is the largest of its tiles'.
     """
 
     comparison: Comparison
@@ -157,16 +157,16 @@ class ScoreSpec(Record):
     @model_validator(mode="after")
     def _scored_by_the_network(self) -> ScoreSpec:
         if self.reduce == "output" and (self.margin or not isinstance(self.comparison, ReadyMap)):
-            raise ValueError("reduce 'output' goes with a ready map and without a margin")
+            raise ValueError("reduce 'output' requires a ready map and no margin")
         return self
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:
-    """'fp32,int8' -> ("fp32", "int8"). Raises `UsageError` naming the known ones."""
-    chosen = []
+    """'fp32,int8' -> ("fp32", "int8"). Raises `UsageError` for an unknown name, listing the known ones."""
+    precisions: list[Precision] = []
     for part in text.split(","):
         name = part.strip().lower()
         if name not in PRECISIONS:
             raise UsageError(f"unknown precision '{part}': choose from {', '.join(PRECISIONS)}")
-        chosen.append(name)
-    return tuple(chosen)
+        precisions.append(name)
+    return tuple(precisions)

@@ -184,7 +184,9 @@ def build_plan(
         raise EngineError(f"{title(trt)} cannot build {way.graph}.onnx: {log.explain()}")
     if on_built is not None:
         on_built(config)
-    return SerializedEngine(data=bytes(data), input=input_tensor, outputs=output_tensors, warnings=log.cautions())
+    return SerializedEngine(
+        data=bytes(data), input=input_tensor, outputs=output_tensors, warnings=log.unique_warnings()
+    )
 
 
 def parser_errors(parser: Any) -> str:

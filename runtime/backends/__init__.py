@@ -1,6 +1,6 @@
-"""What the pipeline knows of an engine: a fixed input buffer, fixed output buffers, `run` and `close`.
+"""The `Backend` interface: a loaded engine with fixed input and output buffers, `run` and `close`.
 
-And what is known of the machine before one is loaded (`MachineInfo`).
+Also `MachineInfo`, which an engine is checked against before it is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _B = TypeVar("_B", bound="FixedBuffers")
 
 @dataclass(frozen=True, kw_only=True)
 class MachineInfo:
-    """What this machine would execute a plan with."""
+    """What this machine executes plans with: library version, processor architecture, GPU."""
 
     library_version: str
     machine: str
@@ -32,13 +32,13 @@ class MachineInfo:
 class Backend(Protocol):
     """A loaded engine. The caller writes ``input[:n]``, calls ``run(n)`` and reads ``outputs[i][:n]``.
 
-    The buffers never move, so that a preprocessor can write straight into them and a scorer can read straight out of
-    them. One thread uses a backend at a time.
+    The buffers never move, so a preprocessor can write directly into them and a scorer can read directly from them.
+    Only one thread may use a backend at a time.
     """
 
     @property
     def batch(self) -> int:
-        """The most frames that one `run` takes."""
+        """The maximum number of frames per `run`."""
 
     @property
     def input(self) -> Array:
@@ -51,18 +51,18 @@ class Backend(Protocol):
     def run(self, n: int) -> None:
         """Execute the network on ``input[:n]``, 1 <= n <= batch, and fill ``outputs[i][:n]``.
 
-        Raises `EngineError` where n is out of range, the backend is closed, or the execution fails.
+        Raises `EngineError` if n is out of range, if the backend is closed, or if the execution fails.
         """
 
     def close(self) -> None:
-        """Give back threads and device memory; a second call does nothing."""
+        """Release threads and device memory; a second call does nothing."""
 
 
 class FixedBuffers:
-    """What all backends share: host buffers allocated once, the check of n, and use as a context manager."""
+    """Base of all backends: preallocated host buffers, the check of n, and use as a context manager."""
 
     def __init__(self, input_shape: Sequence[int], output_shapes: Sequence[Sequence[int]]) -> None:
-        """``input_shape`` is (batch, C, H, W); each of ``output_shapes`` begins with batch too."""
+        """``input_shape`` is (batch, C, H, W); each of ``output_shapes`` also starts with batch."""
         self.batch = int(input_shape[0])
         self.input = self._allocate(input_shape)
         self.outputs = tuple(self._allocate(shape) for shape in output_shapes)
@@ -93,8 +93,8 @@ class FixedBuffers:
 class FakeBackend(FixedBuffers):
     """A backend that calls a function: for tests, and for trying a pipeline without a model.
 
-    ``function`` maps float32 (n, C, H, W) to a tuple of float32 arrays (n, ...). It is called once on zeros to learn
-    the outputs' shapes. ``calls`` lists the n of each `run` since.
+    ``function`` maps float32 (n, C, H, W) to a tuple of float32 arrays (n, ...). It is called once on zeros, for the
+    outputs' shapes. ``calls`` lists the n of every `run`.
 
     >>> backend = FakeBackend(lambda x: (x, 1 - x), shape=(3, 32, 32), batch=4)
     >>> backend.outputs[0].shape

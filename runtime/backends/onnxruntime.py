@@ -1,4 +1,4 @@
-"""Execute a graph with ONNX Runtime on a CPU: the backend of every machine without an NVIDIA GPU."""
+"""Execute a graph with ONNX Runtime on a CPU: the backend for machines without an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def library_version() -> str:
 
 
 def physical_cores() -> int:
-    """The cores that this process may use, hyper-threads of one core counted once.
+    """The number of physical cores available to this process.
 
-    Two threads on one core share its vector units and gain a convolution nothing.
+    Hyper-threads share the vector units of their core, so they do not speed up a convolution.
     """
     cores = set()
     allowed = os.sched_getaffinity(0)
@@ -34,11 +34,13 @@ def physical_cores() -> int:
 class OnnxRuntimeBackend(FixedBuffers):
     """A graph executed by ONNX Runtime in float32 buffers that it reads and writes in place.
 
-    ``graph`` is the serialised ONNX model: one float32 input (N, C, H, W), float32 outputs (N, ...), N dynamic (or 1
-    with ``batch`` 1; ``or_fewer`` gives such a graph a batch of 1 whatever ``batch`` says). ``threads`` defaults to
-    `physical_cores`. ``spin`` keeps the threads busy-waiting between two frames: it saves their wake-up (tens of
-    microseconds) and takes the cores from preprocessing and scoring, so it is off unless asked for. The graph runs once
-    on zeros here: that allocates ONNX Runtime's arena before the first frame.
+    ``graph`` is the serialised ONNX model: one float32 input (N, C, H, W) and float32 outputs (N, ...), with N dynamic,
+    or 1 if ``batch`` is 1. ``or_fewer`` also accepts N = 1 with a larger ``batch``, which it reduces to 1. ``threads``
+    defaults to `physical_cores`. ``spin`` keeps threads busy-waiting between frames: this saves their wake-up (tens of
+    microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The constructor runs the
+    graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
+
+    Raises `EngineError` if the graph cannot be loaded or run, `MissingDependency` without ONNX Runtime.
     """
 
     def __init__(
@@ -50,13 +52,13 @@ class OnnxRuntimeBackend(FixedBuffers):
         self._session: Any = _session(graph, self.threads, spin)
         if or_fewer and self._session.get_inputs()[0].shape[0] == 1:
             batch = 1
-        self.input_name, shape = _input_of(self._session, batch)
+        self.input_name, shape = _input_signature(self._session, batch)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         super().__init__((batch, *shape), _output_shapes(self._session, batch, shape))
         self._bindings: dict[int, Any] = {}
 
     def run(self, n: int) -> None:
-        """Execute the graph on ``input[:n]`` into ``outputs[i][:n]`` without copying either."""
+        """Execute the graph from ``input[:n]`` to ``outputs[i][:n]`` without copies."""
         self._check(n)
         binding = self._bindings.get(n) or self._bind(n)
         try:
@@ -65,13 +67,13 @@ class OnnxRuntimeBackend(FixedBuffers):
             raise EngineError(f"ONNX Runtime failed while running the graph: {_first_line(exc)}") from exc
 
     def close(self) -> None:
-        """Drop the session and its threads."""
+        """Release the session and its threads."""
         super().close()
         self._bindings.clear()
         self._session = None
 
     def _bind(self, n: int) -> Any:
-        """Bind the first n frames of the buffers, which this object keeps alive, by address."""
+        """Bind the first n frames of the buffers by address; this object keeps the buffers alive."""
         binding = self._session.io_binding()
         for bind, name, buffer in (
             (binding.bind_input, self.input_name, self.input),
@@ -104,11 +106,11 @@ def _session(graph: bytes, threads: int, spin: bool) -> Any:
         raise EngineError(f"ONNX Runtime {ort.__version__} cannot load the graph: {_first_line(exc)}") from exc
 
 
-def _input_of(session: Any, batch: int) -> tuple[str, tuple[int, ...]]:
-    """The name and (C, H, W) of the graph's only input."""
+def _input_signature(session: Any, batch: int) -> tuple[str, tuple[int, ...]]:
+    """The name and (C, H, W) of the graph's only input. Raises `EngineError`."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise EngineError(f"the graph has {len(inputs)} inputs where one, the frames, is expected: export it again")
+        raise EngineError(f"the graph has {len(inputs)} inputs, but one (the frames) is expected: export it again")
     first = inputs[0]
     if first.type != "tensor(float)":
         raise EngineError(f"the graph's input '{first.name}' is {first.type}, not tensor(float): export it again")
@@ -123,7 +125,7 @@ def _input_of(session: Any, batch: int) -> tuple[str, tuple[int, ...]]:
 
 
 def _output_shapes(session: Any, batch: int, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Each output's (batch, ...): asked of one run on zeros, since exporters leave sizes symbolic."""
+    """Each output's (batch, ...), from a run on zeros, since exporters leave sizes symbolic. Raises `EngineError`."""
     import numpy as np
 
     name = session.get_inputs()[0].name

@@ -1,4 +1,4 @@
-"""The model itself behind the interface of an engine: what thresholds, flips and proofs are counted against."""
+"""The model itself as a backend: the reference that flips and proofs compare engines with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ BATCH = 8
 
 
 def load_reference(bundle: Bundle) -> Backend:
-    """The bundle's networks in PyTorch; of an imported detector its graph in ONNX Runtime.
+    """Load the bundle's networks in PyTorch, or the graph of an imported detector in ONNX Runtime.
 
-    Raises `MissingDependency` where it cannot run here, `BundleError` where the weights were changed.
+    Raises `MissingDependency` if that library is not installed, `BundleError` if the weights were changed.
     """
     manifest = bundle.manifest
     if manifest.method == IMPORTED:

@@ -1,9 +1,9 @@
 """Execute a plan with TensorRT (8.5 to 11) or TensorRT-RTX through pycuda.
 
-What all these versions have is called: tensors by name, `set_tensor_address`, `execute_async_v3`; the few members that
-came or went are asked for first. Buffers are allocated once: the host's page-locked, so that copies run asynchronously,
-the device's at the largest batch. A plan with several optimisation profiles gets one execution context for each, all in
-one block of scratch memory, and a batch runs in the profile that was tuned nearest to it.
+Uses the API that all these versions share (named tensors, `set_tensor_address`, `execute_async_v3`) and tests for the
+few members that were added or removed. Buffers are allocated once, for the largest batch; those on the host are
+page-locked, so that copies run asynchronously. A plan with several optimisation profiles gets one execution context per
+profile, all in one block of scratch memory, and a batch runs in the profile that was tuned closest to it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from adedge.runtime.cuda.driver import Gpu, Resources, load_cuda
 from adedge.specs import Target
 
 messages = logging.getLogger(__name__)
-"""What TensorRT says, in Python's logging."""
+"""Receives TensorRT's messages."""
 
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Libraries:
-    """The two libraries an executor needs: ``trt`` (the module tensorrt or tensorrt_rtx) and pycuda's driver module."""
+    """The two libraries that execution requires: ``trt`` (tensorrt or tensorrt_rtx) and ``cuda`` (pycuda's driver)."""
 
     trt: Any
     cuda: Any
 
 
 def load_tensorrt(target: Target) -> Any:
-    """Import tensorrt or tensorrt_rtx. Raises `MissingDependency` saying where each comes from."""
+    """Import tensorrt or tensorrt_rtx. Raises `MissingDependency`, which says how to install it."""
     try:
         if target == "tensorrt-rtx":
             import tensorrt_rtx as trt
@@ -60,7 +60,7 @@ def load_tensorrt(target: Target) -> Any:
 
 
 def load_libraries(target: Target) -> Libraries:
-    """Import TensorRT and pycuda. Raises `MissingDependency`, or `EngineError` where there is no NVIDIA driver."""
+    """Import TensorRT and pycuda. Raises `MissingDependency`, or `EngineError` if there is no NVIDIA driver."""
     trt = load_tensorrt(target)
     return Libraries(trt=trt, cuda=load_cuda(f"executing a {_NAMES[target]} engine"))
 
@@ -71,7 +71,7 @@ def title(trt: Any) -> str:
 
 
 def machine_info(libraries: Libraries) -> MachineInfo:
-    """Version, processor and GPU (CUDA's device 0) that a plan would run with."""
+    """The library version, processor and GPU (CUDA device 0) that plans run with."""
     device = libraries.cuda.Device(0)
     major, minor = device.compute_capability()
     return MachineInfo(
@@ -83,23 +83,23 @@ def machine_info(libraries: Libraries) -> MachineInfo:
 
 
 class Log:
-    """What TensorRT said while one thing was done: its messages of severity warning and error, oldest first."""
+    """TensorRT's errors and warnings during one operation, oldest first."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
     def clear(self) -> None:
-        """Forget everything, before the next thing is done."""
+        """Discard all messages, before the next operation."""
         self.errors.clear()
         self.warnings.clear()
 
     def explain(self) -> str:
-        """The errors as one line, or a hint that there were none."""
+        """The errors on one line, or a note that there are none."""
         return "; ".join(_single_lines(self.errors)) or "it gave no reason"
 
-    def cautions(self) -> tuple[str, ...]:
-        """The warnings, each one line and once."""
+    def unique_warnings(self) -> tuple[str, ...]:
+        """The distinct warnings, one line each."""
         return _single_lines(self.warnings)
 
 
@@ -109,9 +109,9 @@ def _single_lines(messages: list[str]) -> tuple[str, ...]:
 
 @cache
 def logger_of(trt: Any) -> tuple[Any, Log]:
-    """The process's only logger for a TensorRT module, and what it collects: TensorRT ignores any further logger.
+    """The process-wide logger for a TensorRT module, and its `Log`: TensorRT ignores any second logger.
 
-    Everything also goes into Python's logging, under this module's name.
+    All messages also go to Python's logging, under this module's name.
     """
     log = Log()
     levels = {
@@ -137,10 +137,10 @@ def logger_of(trt: Any) -> tuple[Any, Log]:
 
 
 class ScratchMemory:
-    """Device memory that execution contexts use in turn: as large as the largest of them needs, not as all together.
+    """Device memory that execution contexts use in turn: sized for the largest of them, not for their sum.
 
-    TensorRT keeps a network's activations there while it runs. Contexts may share it when they run one after the other,
-    on one stream; engines of several detectors on one device may as well.
+    TensorRT keeps a network's activations there while it runs. Contexts may share it if they run one after the other,
+    on one stream; so may the engines of several detectors on one device.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -149,22 +149,22 @@ class ScratchMemory:
         self._address = 0
         self.size = 0
 
-    def serve(self, context: Any, size: int) -> None:
-        """Give a context its memory, and every earlier one the larger block that this one may need.
+    def attach(self, context: Any, size: int) -> None:
+        """Assign ``size`` bytes to a context; if that needs a larger block, earlier contexts move to it.
 
-        Raises `EngineError` where the device has not so much memory.
+        Raises `EngineError` if the device has too little memory.
         """
         if size > self.size:
             grown = Resources(self._resources.gpu)
             self._address, self.size = grown.device(size, "the engine's activations"), size
             for earlier in self._contexts:
-                self._point(earlier)
+                self._assign(earlier)
             self._resources.close()
             self._resources = grown
         self._contexts.append(context)
-        self._point(context)
+        self._assign(context)
 
-    def _point(self, context: Any) -> None:
+    def _assign(self, context: Any) -> None:
         if self.size == 0:
             return  # a network without activations
         if hasattr(context, "set_device_memory"):
@@ -173,7 +173,7 @@ class ScratchMemory:
             context.device_memory = self._address
 
     def close(self) -> None:
-        """Free it; the contexts must be gone."""
+        """Free the memory; the contexts must be destroyed first."""
         self._contexts.clear()
         self._resources.close()
         self._address = self.size = 0
@@ -181,36 +181,39 @@ class ScratchMemory:
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimisation profile: the least, usual and most frames at once that it was tuned for."""
+    """An optimisation profile: the minimum, optimum and maximum batch that it was built for."""
 
-    least: int
-    usual: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
 
 def profile_for(profiles: Sequence[Profile], n: int) -> int:
-    """Which profile runs n frames: of those that take so many (or, padded, more) the one tuned nearest to n.
+    """The index of the profile to run n frames in: the one with the least padding, then the one tuned closest to n.
 
-    Raises `EngineError` where n is beyond all of them.
+    Raises `EngineError` if n exceeds the maximum of every profile.
     """
-    fitting = [index for index, tuned in enumerate(profiles) if n <= tuned.most]
-    if not fitting:
-        most = max(tuned.most for tuned in profiles)
-        raise EngineError(f"{n} frames at once are beyond this plan's {most}: build the engine again with this batch")
-    # One that has to be padded computes its least number of frames.
-    return min(fitting, key=lambda index: (max(profiles[index].least - n, 0), abs(profiles[index].usual - n)))
+    candidates = [index for index, batch in enumerate(profiles) if n <= batch.max]
+    if not candidates:
+        largest = max(batch.max for batch in profiles)
+        raise EngineError(
+            f"a batch of {n} frames exceeds this plan's maximum of {largest}: "
+            "build the engine again with a larger --batch"
+        )
+    # A profile computes at least its minimum batch.
+    return min(candidates, key=lambda index: (max(profiles[index].min - n, 0), abs(profiles[index].opt - n)))
 
 
 class TensorRTBackend(FixedBuffers):
-    """A plan executed on CUDA's device 0: `run` with the copies to and from the device, `enqueue` without.
+    """A plan executed on CUDA device 0: `run` copies to and from the device, `enqueue` does not.
 
-    ``batch`` is the plan's (least, most) frames at once: `run` with fewer than the least executes the least.
-    ``dla_core`` must be what the plan was built with. ``trusted_code`` lets a version-compatible plan run the host code
-    it carries; its digest must have been checked before. ``scratch`` is shared with other engines that run on
-    ``stream``, one after the other. Another thread than the one that made it may use it.
+    ``batch`` is the plan's (minimum, maximum) frames per batch; smaller batches are padded to the minimum. ``dla_core``
+    must be the one that the plan was built for. ``trusted_code`` lets a version-compatible plan run the host code that
+    it contains: check the plan's digest first. ``scratch`` is shared with other engines that run on ``stream``, one
+    after the other. A thread other than the one that created the backend may use it.
 
     ``device_input`` and ``device_outputs`` are addresses of float32 device memory in the layout of `input` and
-    `outputs`; ``shape_changes`` counts how often TensorRT was told another shape, which makes a captured graph stale.
+    `outputs`; ``shape_changes`` counts changes of the input shape, each of which invalidates a captured CUDA graph.
     """
 
     def __init__(
@@ -239,7 +242,7 @@ class TensorRTBackend(FixedBuffers):
                 raise
 
     def _set_up(self, batch: tuple[int, int], stream: Any, scratch: ScratchMemory | None) -> None:
-        """Contexts, buffers and their addresses."""
+        """Create the contexts and buffers, and bind the buffers' addresses."""
         self._input_name, self.output_names = _tensor_names(self._trt, self._engine)
         self._profiles = _profiles(self._engine, self._input_name, batch)
         if scratch is None and len(self._profiles) > 1:
@@ -248,7 +251,7 @@ class TensorRTBackend(FixedBuffers):
         for index in range(len(self._profiles)):
             self._contexts.append(self._context(index, scratch))
         self._shape_n = [0] * len(self._contexts)
-        shapes = self._shapes(batch[1])
+        shapes = self._resolve_shapes(batch[1])
         super().__init__(shapes[0], shapes[1:])
         names = (self._input_name, *self.output_names)
         addresses = [
@@ -262,7 +265,7 @@ class TensorRTBackend(FixedBuffers):
                     raise EngineError(f"TensorRT refuses the memory of tensor '{name}': build the engine again")
 
     def _context(self, profile: int, scratch: ScratchMemory | None) -> Any:
-        """An execution context for one profile, in shared scratch memory where there is some."""
+        """Create an execution context for one profile, in shared scratch memory if there is some."""
         if scratch is None:
             context = self._engine.create_execution_context()
         elif hasattr(self._trt, "ExecutionContextAllocationStrategy"):
@@ -273,13 +276,13 @@ class TensorRTBackend(FixedBuffers):
         if context is None:
             raise EngineError(f"TensorRT cannot set the plan up: {logger_of(self._trt)[1].explain()}")
         if scratch is not None:
-            scratch.serve(context, _scratch_size(self._engine))
+            scratch.attach(context, _scratch_size(self._engine))
         if profile > 0 and not context.set_optimization_profile_async(profile, self.stream.handle):
             raise EngineError(f"TensorRT refuses its own profile {profile}: build the engine again")
         return context
 
     def run(self, n: int) -> None:
-        """Copy ``input[:n]`` to the GPU, execute, copy ``outputs[i][:n]`` back, and wait for all of it."""
+        """Copy ``input[:n]`` to the GPU, execute, copy ``outputs[i][:n]`` back, and wait for completion."""
         self._check(n)
         cuda = self.gpu.cuda
         with self.gpu.current():
@@ -293,45 +296,45 @@ class TensorRTBackend(FixedBuffers):
                 raise EngineError(f"CUDA failed while running the engine: {exc}") from exc
 
     def enqueue(self, n: int) -> None:
-        """Enqueue the network on ``stream``, from ``device_input`` to ``device_outputs``; nothing is waited for.
+        """Enqueue the network on ``stream``, from ``device_input`` to ``device_outputs``, without waiting.
 
-        The context must be current. Raises `EngineError` where TensorRT refuses.
+        The CUDA context must be current. Raises `EngineError` if TensorRT fails.
         """
         self._check(n)
-        chosen = profile_for(self._profiles, n)
-        context, frames = self._contexts[chosen], max(n, self._profiles[chosen].least)
-        if frames != self._shape_n[chosen]:
+        profile = profile_for(self._profiles, n)
+        context, frames = self._contexts[profile], max(n, self._profiles[profile].min)
+        if frames != self._shape_n[profile]:
             self._set_shape(context, frames)
-            self._shape_n[chosen] = frames
+            self._shape_n[profile] = frames
             self.shape_changes += 1
         if not context.execute_async_v3(self.stream.handle):
             reason = logger_of(self._trt)[1].explain()
             raise EngineError(f"TensorRT failed to start the engine: {reason}; build it again on this machine")
 
     def layers(self) -> tuple[Layer, ...]:
-        """What the plan's layers are, as far as the plan was built to tell; () where it cannot."""
+        """The plan's layers, in as much detail as the plan was built with; may be empty."""
         return layers_from_inspector(_inspector_json(self._trt, self._engine))
 
     def layer_counts(self) -> dict[str, int]:
-        """How many layers give each precision, most first; those whose precision is not told are "unknown"."""
+        """The number of layers per output precision ("unknown" if not reported), most frequent first."""
         return dict(Counter(layer.precision or "unknown" for layer in self.layers()).most_common())
 
     def close(self) -> None:
         """Free the plan and the device memory.
 
-        The host buffers stay readable: they hold the CUDA context, which goes when the last of them goes.
+        The host buffers stay readable: they keep the CUDA context alive until the last of them is gone.
         """
         if self._closed:
             return
         super().close()
         with self.gpu.current():
-            with suppress(self.gpu.cuda.Error):  # what failed was raised when it ran
+            with suppress(self.gpu.cuda.Error):  # already raised when it occurred
                 self.stream.synchronize()
             self._release_engine()
         self._resources.close()
 
     def _release_engine(self) -> None:
-        """The contexts before the engine that made them, that before the runtime, and last what they point at."""
+        """Destroy the contexts before their engine, that before its runtime, and free their memory last."""
         self._contexts.clear()
         del self._engine, self._runtime
         if self._own_scratch is not None:
@@ -342,13 +345,13 @@ class TensorRTBackend(FixedBuffers):
         if not context.set_input_shape(self._input_name, shape):
             raise EngineError(f"TensorRT refuses an input of {shape}: build the engine again with this batch")
 
-    def _shapes(self, batch: int) -> list[tuple[int, ...]]:
-        """The input's and the outputs' shapes at the largest batch."""
+    def _resolve_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Set the input shape for ``batch``, and return the shapes of the input and the outputs."""
         self._frame_shape = tuple(self._engine.get_tensor_shape(self._input_name))[1:]
-        chosen = profile_for(self._profiles, batch)
-        context = self._contexts[chosen]
+        profile = profile_for(self._profiles, batch)
+        context = self._contexts[profile]
         self._set_shape(context, batch)
-        self._shape_n[chosen] = batch
+        self._shape_n[profile] = batch
         shapes = [tuple(context.get_tensor_shape(name)) for name in (self._input_name, *self.output_names)]
         if any(size < 0 for shape in shapes for size in shape):
             raise EngineError(f"the plan's tensors have no fixed size at batch {batch} ({shapes}): export it again")
@@ -361,7 +364,7 @@ class TensorRTBackend(FixedBuffers):
 
 
 def _profiles(engine: Any, input_name: str, batch: tuple[int, int]) -> list[Profile]:
-    """The plan's profiles; a plan with one is taken at the batch that its record says."""
+    """The plan's profiles; if there is only one, its limits are the engine record's ``batch``."""
     count = engine.num_optimization_profiles
     if count <= 1:
         return [Profile(batch[0], batch[1], batch[1])]
@@ -370,7 +373,7 @@ def _profiles(engine: Any, input_name: str, batch: tuple[int, int]) -> list[Prof
 
 
 def _scratch_size(engine: Any) -> int:
-    """Bytes of activations that the engine's contexts need at most."""
+    """The most bytes of activations that one of the engine's contexts needs."""
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size)
@@ -380,8 +383,8 @@ def _scratch_size(engine: Any) -> int:
 class Layer:
     """A layer of a built engine, after TensorRT fused what it could.
 
-    ``kind`` ("Convolution") and ``precision`` ("int8", of its first output) are None where the plan was not built with
-    detailed profiling verbosity: then it knows names only.
+    ``kind`` ("Convolution") and ``precision`` ("int8", of its first output) are None unless the plan was built with
+    detailed profiling verbosity.
     """
 
     name: str
@@ -404,24 +407,24 @@ _PRECISIONS = {
 
 
 def layers_from_inspector(text: str) -> tuple[Layer, ...]:
-    """The layers in an engine inspector's JSON.
+    """Parse the layers from an engine inspector's JSON.
 
-    Up to TensorRT 10 an output says "Format/Datatype": "Row major linear FP32"; from 11 on "DataType": "Float" or
-    "FP32". A layer is a name alone, or an object. Raises `EngineError` where the text is neither.
+    Up to TensorRT 10, an output has "Format/Datatype": "Row major linear FP32"; from 11 on, "DataType": "Float" or
+    "FP32". A layer is either a name or an object. Raises `EngineError` if the text does not list layers.
     """
     try:
-        found = json.loads(text)["Layers"]
+        entries = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as exc:
-        raise EngineError(f"the engine inspector's answer is not understood: {text[:80]!r}") from exc
-    return tuple(_layer(entry) for entry in found)
+        raise EngineError(f"the engine inspector's output is not understood: {text[:80]!r}") from exc
+    return tuple(_layer(entry) for entry in entries)
 
 
 def _layer(entry: Any) -> Layer:
     if isinstance(entry, str):
         return Layer(name=entry)
     outputs = entry.get("Outputs") or [{}]
-    written = str(outputs[0].get("DataType") or outputs[0].get("Format/Datatype") or "")
-    words = re.findall(r"[a-z]+\d*", written.lower())
+    data_type = str(outputs[0].get("DataType") or outputs[0].get("Format/Datatype") or "")
+    words = re.findall(r"[a-z]+\d*", data_type.lower())
     precision = next((_PRECISIONS[word] for word in words if word in _PRECISIONS), None)
     return Layer(name=str(entry.get("Name", "")), kind=entry.get("LayerType"), precision=precision)
 
@@ -432,7 +435,7 @@ def _inspector_json(trt: Any, engine: Any) -> str:
 
 
 def _deserialise(trt: Any, plan: bytes, dla_core: int | None, trusted_code: bool) -> tuple[Any, Any]:
-    """The runtime and the engine, which must live as long as what they make."""
+    """Deserialise a plan: the runtime and the engine, both of which must outlive what they create."""
     logger, log = logger_of(trt)
     log.clear()
     runtime = trt.Runtime(logger)
@@ -447,12 +450,15 @@ def _deserialise(trt: Any, plan: bytes, dla_core: int | None, trusted_code: bool
 
 
 def _tensor_names(trt: Any, engine: Any) -> tuple[str, tuple[str, ...]]:
-    """The name of the only input and those of the outputs, all float32."""
+    """The name of the only input and the names of the outputs, all float32. Raises `EngineError`."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = tuple(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
     if len(inputs) != 1 or not outputs:
-        raise EngineError(f"the plan has inputs {inputs} and outputs {outputs}; one input is expected: export it again")
+        raise EngineError(
+            f"the plan has inputs {inputs} and outputs {outputs}, but one input is expected, and at least one output: "
+            "export it again"
+        )
     for name in names:
         if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
             raise EngineError(

@@ -212,7 +212,7 @@ def test_gates_and_what_cannot_run_have_exit_codes(bundle: Bundle, pictures: Pat
     pictures_with_scores(bundle, _samples(pictures))
     flips = adedge("prove", bundle.path, pictures, "--max-flips", 0)
     assert flips.returncode == 1
-    assert "onnxruntime/int8 decides 1 of 25 pictures otherwise than the model" in flips.stderr
+    assert "onnxruntime/int8 differs from the model on 1 of 25 pictures" in flips.stderr
     assert adedge("prove", bundle.path, pictures, "--max-flips", 1).returncode == 0
     nothing = adedge("prove", bundle.path, "--target", "tensorrt")
     assert nothing.returncode == 1

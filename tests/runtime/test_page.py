@@ -107,7 +107,7 @@ def test_counts_scores_and_latencies(serve: Page) -> None:
 
 
 def test_what_is_kept_does_not_grow(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "REJECT_S", 0.0)
+    monkeypatch.setattr(page_module, "REJECT_INTERVAL_S", 0.0)
     page = serve()
     for index in range(SCORES + 50):
         give(page, 0.9, index=index)
@@ -140,7 +140,7 @@ def test_a_picture_is_drawn_for_who_looks_and_for_nobody_else(serve: Page, monke
 
     monkeypatch.setattr(page_module, "annotate", counting)
     monkeypatch.setattr(
-        page_module, "DRAWN_S", 3600.0
+        page_module, "DRAW_INTERVAL_S", 3600.0
     )  # however slow this machine is, what comes "at once" is too soon
     give(page, 0.1, index=0)
     assert drawn == []
@@ -152,8 +152,8 @@ def test_a_picture_is_drawn_for_who_looks_and_for_nobody_else(serve: Page, monke
     give(page, 0.1, index=2)  # at once: too soon to draw again
     assert drawn == [1]
     assert state(page)["cameras"][0]["pictured"] == 1
-    monkeypatch.setattr(page_module, "LOOKED_S", 0.0)
-    monkeypatch.setattr(page_module, "DRAWN_S", 0.0)
+    monkeypatch.setattr(page_module, "VIEWED_S", 0.0)
+    monkeypatch.setattr(page_module, "DRAW_INTERVAL_S", 0.0)
     give(page, 0.1, index=3)
     assert drawn == [1]
 

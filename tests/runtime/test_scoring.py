@@ -101,7 +101,7 @@ def test_the_network_s_own_score_goes_with_the_filtered_map(shape):
 
 @pytest.mark.parametrize("scores", [(), (noise(2),), (noise(3, 2),)], ids=["none", "too few", "two a picture"])
 def test_a_network_that_gives_no_score_of_its_own_is_refused(scores):
-    with pytest.raises(DataError, match="second output must be one score a picture"):
+    with pytest.raises(DataError, match="second output must be one score per picture"):
         Scorer(OUTPUT, (3, 20, 30), batch=4)([noise(3, 1, 20, 30), *scores])
 
 

@@ -15,9 +15,9 @@ from adedge.scoring import (
     gaussian_filter,
     image_scores,
     maps_and_scores,
+    network_scores,
     normalise,
     opening,
-    own_scores,
     score_maps,
     uniform_filter,
 )
@@ -188,7 +188,7 @@ def test_the_network_s_own_score_may_be_nan():
     "parts", [{"comparison": Dssim()}, {"comparison": ReadyMap(), "margin": 2}], ids=["two images", "margin"]
 )
 def test_a_score_of_the_network_s_own_goes_with_a_ready_map_alone(parts):
-    with pytest.raises(ValidationError, match="ready map and without a margin"):
+    with pytest.raises(ValidationError, match="requires a ready map and no margin"):
         ScoreSpec(reduce="output", **parts)
 
 
@@ -223,8 +223,8 @@ DSSIM = ScoreSpec(comparison=Dssim())
         (lambda: score_maps(ScoreSpec(comparison=ReadyMap()), []), "no output"),
         (lambda: image_scores(ScoreSpec(comparison=ReadyMap(), margin=4), noise(1, 8, 20)), "leaves nothing .* 8 x 20"),
         (lambda: image_scores(OUTPUT, noise(1, 8, 20)), "cannot be taken from a map"),
-        (lambda: own_scores([noise(2, 8, 20)]), r"second output .* outputs are \(2, 8, 20\)"),
-        (lambda: own_scores([noise(2, 8, 20), noise(2, 3)]), r"outputs are \(2, 8, 20\), \(2, 3\)"),
+        (lambda: network_scores([noise(2, 8, 20)]), r"second output .* outputs are \(2, 8, 20\)"),
+        (lambda: network_scores([noise(2, 8, 20), noise(2, 3)]), r"outputs are \(2, 8, 20\), \(2, 3\)"),
     ],
     ids=[
         "sizes", "no batch", "even window", "no batch of maps", "one image", "three maps", "no map", "margin",

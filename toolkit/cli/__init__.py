@@ -1,4 +1,4 @@
-"""The command line: `adedge COMMAND`. One file a command; what a command needs is imported when it runs."""
+"""The command line, `adedge COMMAND`: one module per command, which imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from adedge.errors import AdedgeError
 
-# Each module adds its command to `app`; the order is the order of use, and the order in --help.
+# Each module adds its command to `app`; --help lists them in this order, the order of use.
 COMMANDS = (
     "demo",
     "train",
@@ -33,7 +33,7 @@ COMMANDS = (
 
 
 class _InOrderOfUse(TyperGroup):
-    """Typer would list the commands that have sub-commands last."""
+    """Lists commands in the order of `COMMANDS`; Typer lists those with subcommands last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         modules = [module.rstrip("_").replace("_", "-") for module in COMMANDS]
@@ -47,19 +47,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train a visual anomaly detector on pictures of good parts, compile it for the edge, and prove that the "
-    "engine decides as the model did.\n\n"
-    "train → export → calibrate → build-engine → prove → run / benchmark: every command reads a bundle (a directory) "
-    "and adds to it. "
-    "`adedge demo` shows the whole path. Add `--debug` to any command to see a traceback.",
+    help="Train a visual anomaly detector on pictures of good parts, compile it for edge devices, and prove that the "
+    "engine gives the same verdicts as the model.\n\n"
+    "Workflow: train → export → calibrate → build-engine → prove → run / benchmark. Every command reads a bundle "
+    "(a directory) and adds to it. `adedge demo` runs the whole workflow on a sample photograph. Add `--debug` to any "
+    "command for a traceback.",
 )
 
 
-INTERRUPTED = 130  # what shells use for a process that Ctrl-C ended
+INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
 
 
 def main() -> None:
-    """Entry point of the console script: errors become one line on stderr and the right exit code."""
+    """Entry point of the console script: turns errors into one line on stderr and an exit code."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -77,13 +77,13 @@ def main() -> None:
         sys.stderr.write("adedge: interrupted; nothing was left half-written\n")
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left (| head): no error of ours, and Python must not complain at exit either.
+        # The reader closed the pipe (| head), which is no error; without this, Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
         if debug:
             raise
-        # Commands say what is wrong with what they read; this is for the rest: no permission, a disk that fills up.
+        # Commands report bad input themselves; this catches the rest: missing permissions, a full disk.
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         sys.stderr.write(f"adedge: {where}{error.strerror or error}\n")
         code = 1
@@ -91,14 +91,14 @@ def main() -> None:
 
 
 def finite(value: float | None) -> float | None:
-    """A callback for options: Typer's own bounds let "nan" pass, and "inf" where there is no upper one."""
+    """Option callback that rejects "nan", which Typer's bounds let through, and "inf", which they do without a max."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 
 
 def _invoke() -> int:
-    """Run the chosen command; only wrong calls are handled here, as the command-line library words them."""
+    """Run the command; handles only usage errors, which the command-line library words itself."""
     try:
         result = app(standalone_mode=False)
     except typer.Exit as stop:
@@ -106,7 +106,7 @@ def _invoke() -> int:
     except typer.Abort:
         return INTERRUPTED
     except Exception as error:
-        # Typer may carry its own copy of click; what both mark a wrong call with is `show` and `exit_code`.
+        # Typer may vendor click: recognise usage errors of either copy by `show` and `exit_code`, not by class.
         show = getattr(error, "show", None)
         if show is None or isinstance(error, AdedgeError):
             raise

@@ -1,4 +1,4 @@
-"""`adedge benchmark`: latency at three boundaries against accuracy per precision, as one report."""
+"""`adedge benchmark`: a report of latency, at three boundaries, and accuracy for every engine."""
 
 from __future__ import annotations
 
@@ -21,31 +21,37 @@ if TYPE_CHECKING:
 
 @app.command("benchmark")
 def benchmark(
-    bundle: Annotated[Path, typer.Argument(help="The bundle whose engines are measured.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with the engines to measure.")],
     data: Annotated[
-        str | None, typer.Option(help="Labelled pictures (as for train); without them only latency is measured.")
+        str | None, typer.Option(help="Labelled pictures (as for train). Without them, only latency is measured.")
     ] = None,
-    target: Annotated[Target | None, typer.Option(help="Only engines of this target.  [default: all]")] = None,
-    precision: Annotated[str, typer.Option(help="Only engines of these precisions.")] = "fp32,fp16,int8",
-    frames: Annotated[int, typer.Option(min=20, help="Frames for the latency of each engine.")] = 200,
+    target: Annotated[Target | None, typer.Option(help="Measure only engines of this target.  [default: all]")] = None,
+    precision: Annotated[str, typer.Option(help="Measure only engines of these precisions.")] = "fp32,fp16,int8",
+    frames: Annotated[int, typer.Option(min=20, help="Frames to time for each engine.")] = 200,
     batch: Annotated[
-        int, typer.Option(min=1, help="Frames at once: more throughput, and each waits for the last of its batch.")
+        int,
+        typer.Option(
+            min=1, help="Frames per batch. Larger batches raise throughput, but each frame waits for its whole batch."
+        ),
     ] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     folder: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the report.  [default: reports/ in the bundle]")
     ] = None,
     reference: Annotated[
         bool,
         typer.Option(
-            help="Also run PyTorch on the pictures (of an imported model: ONNX Runtime): the reference that flips are "
-            "counted against."
+            help="Also run the reference on the pictures, to count flips against it: PyTorch, or ONNX Runtime for an "
+            "imported model."
         ),
     ] = True,
     require_signature: RequireSignature = None,
 ) -> None:
-    """Measure every engine of a bundle that runs on this machine, and write report.json, report.md and report.html."""
+    """Measure latency and accuracy of every engine that runs on this machine, and write a report.
+
+    Writes report.json, report.md and report.html.
+    """
     opened = open_bundle(bundle, require_signature)
     from adedge.benchmarks.measure import BenchmarkOptions
     from adedge.benchmarks.measure import benchmark as measure
@@ -61,15 +67,15 @@ def benchmark(
     )
     command = shlex.join(["adedge", *sys.argv[1:]])
     with progress("benchmark") as step:
-        measured = measure(opened, data, options, root=root, command=command, progress=step, notify=warn)
-    report = measured.report
+        result = measure(opened, data, options, root=root, command=command, progress=step, notify=warn)
+    report = result.report
     if folder is None:
         with opened.edit() as draft:
-            for name, text in report_files(report, measured.sheets).items():
+            for name, text in report_files(report, result.sheets).items():
                 draft.write(f"reports/{name}", text)
         folder = bundle / "reports"
     else:
-        save_report(folder, report, measured.sheets)
+        save_report(folder, report, result.sheets)
     _print(report)
     note(headline(report))
     note(f"wrote {folder / 'report.html'}, report.md and report.json")

@@ -1,4 +1,4 @@
-"""`adedge build-engine`: from a graph of the bundle to a plan that was compared with PyTorch."""
+"""`adedge build-engine`: compile a graph of the bundle into an engine, and compare the engine with PyTorch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 @app.command("build-engine")
 def build_engine_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle, with exported graphs in it.")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with exported graphs.")],
     target: Annotated[
         Target,
         typer.Option(
-            help="onnxruntime: any machine. tensorrt: this machine's GPU (on a Jetson, build on that Jetson). "
-            "tensorrt-rtx: NVIDIA RTX cards, ahead of time and without a GPU."
+            help="onnxruntime: any machine. tensorrt: this machine's GPU (for a Jetson, build on that Jetson). "
+            "tensorrt-rtx: NVIDIA RTX cards, built ahead of time without a GPU."
         ),
     ],
-    precision: Annotated[Precision, typer.Option(help="Which of the bundle's graphs to build from.")],
+    precision: Annotated[Precision, typer.Option(help="Precision of the graph to build from.")],
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="MIN,OPT,MAX",
-            help="Frames (or tiles) at once.  [default: 1,1,1; 1,8,8 where frames are cut into tiles]",
+            help="Frames (or tiles) per batch.  [default: 1,1,1; 1,8,8 if frames are cut into tiles]",
         ),
     ] = None,
     max_auroc_drop: Annotated[
@@ -43,43 +43,47 @@ def build_engine_command(
         typer.Option(
             min=0,
             callback=finite,
-            help="Fail where the golden frames' AUROC is lower than the model's by more than this.",
+            help="Fail if the AUROC on the golden frames is lower than the model's by more than this.",
         ),
     ] = None,
     max_flips: Annotated[
-        int | None, typer.Option(min=0, help="Fail where more golden frames are decided otherwise than by the model.")
+        int | None,
+        typer.Option(min=0, help="Fail if the verdict differs from the model's on more golden frames than this."),
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="BYTES", help="tensorrt: scratch memory while building.  [default: 1073741824]"),
+        typer.Option(metavar="BYTES", help="tensorrt: workspace limit of the build.  [default: 1073741824]"),
     ] = None,
     opt_level: Annotated[
-        int | None, typer.Option(help="tensorrt: 0 to 5; higher builds longer for a faster engine.")
+        int | None,
+        typer.Option(help="tensorrt: optimization level, 0 to 5; higher levels build longer for a faster engine."),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="tensorrt: a file of kernel timings, read if it exists, and updated.")
+        Path | None, typer.Option(help="tensorrt: timing cache, read if the file exists, and updated.")
     ] = None,
     dla_core: Annotated[
-        int | None, typer.Option(help="tensorrt: run on this DLA core, and on the GPU what the DLA cannot.")
+        int | None, typer.Option(help="tensorrt: run on this DLA core; what it does not support runs on the GPU.")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="tensorrt: a plan that later versions open too.")
+        bool, typer.Option("--version-compatible", help="tensorrt: build a plan that later versions can load too.")
     ] = False,
     hardware_compatibility: Annotated[
         HardwareCompatibility | None,
-        typer.Option(help="tensorrt: a plan for more GPUs than this one (not on a Jetson)."),
+        typer.Option(help="tensorrt: build a plan that runs on other GPUs too (not on a Jetson)."),
     ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="tensorrt-rtx: GPUs to build for, such as 8.6,8.9.  [default: all that it knows]"
+            metavar="LIST",
+            help="tensorrt-rtx: compute capabilities to build for, such as 8.6,8.9.  [default: all supported]",
         ),
     ] = None,
     tf32: Annotated[
-        bool, typer.Option("--tf32", help="tensorrt, tensorrt-rtx: let FP32 convolutions round their inputs to TF32.")
+        bool,
+        typer.Option("--tf32", help="tensorrt, tensorrt-rtx: allow FP32 convolutions to round their inputs to TF32."),
     ] = False,
 ) -> None:
-    """Build an engine, run the golden frames through it, and store both in the bundle."""
+    """Build an engine, test it on the golden frames, and store the engine and the result in the bundle."""
     from adedge.export.build import Gates, build_engine
     from adedge.export.builders import BuildOptions
     from adedge.runtime.engines import read_record
@@ -102,7 +106,7 @@ def build_engine_command(
     record = read_record(bundle, key)
     output.print(_table(bundle, record))
     for attempt in record.attempts:
-        warn(f"tried before: {attempt}")
+        warn(f"an earlier attempt failed: {attempt}")
     if record.self_test is None:
         note(record.status)
     elif bundle.manifest.threshold(key) is None:
@@ -114,12 +118,12 @@ def parse_batch(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--batch {text}: give three numbers MIN,OPT,MAX, such as 1,4,8")
-    least, usual, most = (int(part) for part in parts)
-    return least, usual, most
+    smallest, optimal, largest = (int(part) for part in parts)
+    return smallest, optimal, largest
 
 
 def _table(bundle: Bundle, record: EngineRecord) -> Table:
-    """What was built and how far it is from PyTorch, one row a fact."""
+    """The engine and its deviation from PyTorch, one fact per row."""
     table = Table("engine", str(record.key))
     test = record.self_test
     rows = {

@@ -20,25 +20,27 @@ FALSE_ALARM_RATE = 0.01
 
 @app.command("calibrate")
 def calibrate_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle that 'adedge train' wrote.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle written by 'adedge train' or 'adedge import'.")
+    ],
     data: Annotated[
         str,
         typer.Argument(
             metavar="DATA",
-            help="Good pictures: a folder, an MVTec-AD layout or a one-class set, as for 'adedge train'. Pictures "
-            "that were trained on serve for INT8, all others for thresholds.",
+            help="Good pictures: a folder, an MVTec AD layout or a one-class set, as for 'adedge train'. Training "
+            "pictures are used for INT8, all others for thresholds.",
         ),
     ],
     precision: Annotated[
         str,
         typer.Option(
             metavar="LIST",
-            help="What to make graphs and thresholds of, beside FP32. Leave FP16 out where a network's values exceed "
-            "its range.",
+            help="Precisions of graphs and thresholds, besides FP32. Leave out FP16 if the network's values exceed its "
+            "range.",
         ),
     ] = ",".join(PRECISIONS),
     method: Annotated[
-        RangeMethod, typer.Option(help="How large a value INT8 must still represent; the rest is clipped.")
+        RangeMethod, typer.Option(help="How the INT8 range of a tensor is chosen; values beyond it are clipped.")
     ] = "minmax",
     false_alarm_rate: Annotated[
         float | None,
@@ -46,16 +48,16 @@ def calibrate_command(
             min=0,
             max=1,
             callback=finite,
-            help="Share of good pictures that may be called anomalous, at most.  [default: 0.01; with "
-            "--thresholds-only that of the bundle]",
+            help="Largest share of good pictures that may be judged anomalous.  [default: 0.01; with "
+            "--thresholds-only, the bundle's rate]",
         ),
     ] = None,
     thresholds_only: Annotated[
         bool,
         typer.Option(
             "--thresholds-only",
-            help="Fit thresholds for the bundle's engines that run here, and leave graphs and INT8 as they are: what a "
-            "device does after 'adedge build-engine', without PyTorch.",
+            help="Only fit thresholds, for the engines that run on this machine; graphs and INT8 ranges stay "
+            "unchanged. For devices, after 'adedge build-engine'; does not require PyTorch.",
         ),
     ] = False,
     max_score_noise: Annotated[
@@ -63,22 +65,25 @@ def calibrate_command(
         typer.Option(
             min=0,
             callback=finite,
-            help="What INT8 may do to scores, as a fraction of the spread of good pictures' scores.",
+            help="Largest noise that INT8 may add to scores, as a fraction of the standard deviation of good pictures' "
+            "scores.",
         ),
     ] = 0.05,
     max_map_error: Annotated[
         float | None,
-        typer.Option(min=0, callback=finite, help="What INT8 may do to a map value, in raw map units.  [default: any]"),
+        typer.Option(
+            min=0, callback=finite, help="Largest error that INT8 may cause in a raw map.  [default: no limit]"
+        ),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them with a warning.")
+        bool, typer.Option("--strict", help="Fail on unreadable pictures instead of skipping them with a warning.")
     ] = False,
 ) -> None:
-    """Fit INT8 ranges, score normalisation and one decision threshold for each precision on good pictures alone.
+    """Fit INT8 ranges, score normalisation and one decision threshold per precision, from good pictures only.
 
-    A threshold promises: a further good picture is called anomalous with probability at most --false-alarm-rate. For
-    that, 1 / rate - 1 good pictures are needed that the detector was not trained on (99 for 0.01, 19 for 0.05).
+    A threshold guarantees that a new good picture is judged anomalous with probability at most --false-alarm-rate. This
+    takes at least 1 / rate - 1 good pictures that the detector was not trained on: 99 for 0.01, 19 for 0.05.
     """
     from adedge.data.datasets import load_dataset
     from adedge.export.calibrate import calibrate, fit_thresholds
@@ -86,15 +91,18 @@ def calibrate_command(
     precisions = parse_precisions(precision)
     bundle = Bundle.open(path)
     dataset = load_dataset(data, strict=strict, root=root)
-    for sentence in dataset.skipped:
-        warn(sentence)
+    for message in dataset.skipped:
+        warn(message)
     if thresholds_only:
         with progress("calibrate") as step:
             result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)
-        note(f"{len(result.parts.thresholds)} good pictures; {result.parts.trained_on} others were trained on")
+        note(
+            f"{len(result.parts.thresholds)} good pictures for thresholds; {result.parts.trained_on} training pictures "
+            "left out"
+        )
         output.print(_thresholds(result.bundle.manifest))
-        for sentence in result.notes:
-            warn(sentence)
+        for message in result.notes:
+            warn(message)
         note(f"next: adedge prove {path}")
         return
     from adedge.calibration.sensitivity import Limits
@@ -112,12 +120,12 @@ def calibrate_command(
     parts, manifest = result.parts, result.bundle.manifest
     note(
         f"{len(parts.thresholds)} good pictures for thresholds, {len(parts.int8)} others for INT8; {parts.trained_on} "
-        "were trained on and fit no threshold"
+        "training pictures left out of the thresholds"
     )
     print_graphs(manifest.graphs)
     output.print(_thresholds(manifest))
-    for sentence in result.notes:
-        warn(sentence)
+    for message in result.notes:
+        warn(message)
     note(f"next: adedge build-engine {path} --target onnxruntime --precision int8")
 
 

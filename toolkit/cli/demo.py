@@ -1,4 +1,4 @@
-"""`adedge demo`: the whole path on a real photograph, by the same commands that a user would type."""
+"""`adedge demo`: the whole workflow on a real photograph, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @app.command("demo")
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that the demo makes.")] = Path(
-        "demo"
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of crops, defects and training.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of crops, defects and training.")] = 0,
     frames: Annotated[int, typer.Option(help="Length of the video, in frames.")] = 240,
 ) -> None:
-    """Train, export, calibrate, build, prove, run and benchmark on a photograph that scikit-image ships.
+    """Run the whole workflow, from train to benchmark, on a photograph that comes with scikit-image.
 
-    Takes at most ten minutes on two cores. Interrupted, it goes on where it stopped when it is called again; delete
-    the output folder to start afresh.
+    Takes at most ten minutes on two CPU cores. If interrupted, run it again to continue; delete the output folder to
+    start over.
     """
     from adedge.data.synthesis import DEMO, write_demo_dataset
 
     started = time.monotonic()
     data, bundle = output / "data", output / f"{DEMO.texture}.adedge"
     output.mkdir(parents=True, exist_ok=True)
-    note(f"cutting pictures of {DEMO.texture} into {data}", style="bold")
+    note(f"writing pictures of {DEMO.texture} to {data}", style="bold")
     write_demo_dataset(data, texture=DEMO.texture, seed=seed)
     if not (bundle / "bundle.json").is_file():
         _adedge("train", "oesdn", data, "-o", bundle, "--seed", seed, *DEMO.train_options)
@@ -64,7 +62,7 @@ def demo(
 
 
 def _adedge(*arguments: object) -> None:
-    """Run one adedge command as a user would, showing it; its failure ends the demo with the same exit code."""
+    """Print and run one adedge command; a failure ends the demo with the same exit code."""
     words = [str(argument) for argument in arguments]
     console.print(f"[bold green]$[/bold green] [bold]adedge {shlex.join(words)}[/bold]")
     result = subprocess.run([sys.executable, "-m", "adedge", *words])

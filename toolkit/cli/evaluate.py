@@ -1,4 +1,4 @@
-"""`adedge evaluate`: the seeds' tables, method x data set x seed."""
+"""`adedge evaluate`: accuracy tables over methods, data sets and seeds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def evaluate(
     data: Annotated[
         list[str],
         typer.Option(
-            help="What to train and test on, repeatable: a folder of data sets (MVTec AD: one for each class), one "
-            "data set, or classes of a one-class set, as mnist:3, mnist:0-4 or mnist."
+            help="Data to train and test on, repeatable: a folder of data sets (as in MVTec AD, one per class), one "
+            "data set, or classes of a one-class set, such as mnist:3, mnist:0-4 or mnist."
         ),
     ],
-    results: Annotated[Path, typer.Option("--output", "-o", help="Folder for cells, tables and the picture.")],
+    results: Annotated[Path, typer.Option("--output", "-o", help="Folder for results, tables and plot.")],
     methods: Annotated[
         str,
         typer.Option(
@@ -36,34 +36,36 @@ def evaluate(
             "students/multi-scale; mkd; hfr (ResNet-18), hfr/wide-resnet50-2."
         ),
     ] = "oesdn,students,mkd,hfr",
-    seeds: Annotated[str, typer.Option(help="As 0,1,2 or 0-2. One seed says nothing about the spread.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, such as 0,1,2 or 0-2. A single seed does not show the spread.")
+    ] = "0",
     budget: Annotated[
-        Budget, typer.Option(help="Of every training. paper: what the published values were measured with.")
+        Budget, typer.Option(help="Training budget; paper is the budget of the published values.")
     ] = "quick",
     option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="METHOD.NAME=VALUE",
-            help="An option of a method, repeatable: hfr.weights=resnet18.pth, students.teacher=teacher.adedge, "
-            "students.patches=[17,33]. Most names are those of 'adedge train METHOD --help'; an unknown one lists all.",
+            help="Option of a method, repeatable: hfr.weights=resnet18.pth, students.teacher=teacher.adedge, "
+            "students.patches=[17,33]. Most are named as in 'adedge train METHOD --help'; an unknown name lists all.",
         ),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at the same time, each in a process of its own.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings to run in parallel, each in its own process.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each.  [default: the machine's cores / --jobs]")
+        int | None, typer.Option(min=1, help="CPU threads per training.  [default: physical cores / --jobs]")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")] = "cpu",
-    amp: Annotated[bool, typer.Option("--amp", help="Train in bfloat16 what gains by it.")] = False,
+    device: Annotated[str, typer.Option(help="PyTorch device: cpu, cuda, cuda:1.")] = "cpu",
+    amp: Annotated[bool, typer.Option("--amp", help="Train in bfloat16 where it is faster.")] = False,
     keep_bundles: Annotated[
-        bool, typer.Option("--keep-bundles", help="Keep each bundle after it was measured (megabytes each).")
+        bool, typer.Option("--keep-bundles", help="Keep each bundle after measuring it (several megabytes each).")
     ] = False,
 ) -> None:
-    """Train and measure every method on every data set from every seed; write the tables beside published values.
+    """Train and measure methods on data sets with several seeds, and tabulate them next to published values.
 
-    Each finished combination is kept: interrupted, or called again with more methods, data or seeds, the same command
-    goes on where it was. Image AUROC always; pixel AUROC and AUPRO where the test set has masks. All good training
-    pictures are trained on, as in the papers.
+    Finished combinations are kept: to continue after an interruption, or to add methods, data or seeds, run the command
+    again. Reports image AUROC, and pixel AUROC and AUPRO if the test set has masks. Trains on all good training
+    pictures, as the papers do.
 
     Examples: `adedge evaluate --data mvtec_ad --methods hfr,mkd --seeds 0-2 --jobs 2 -o results`, and
     `adedge evaluate --data mnist:0-9 --root DATA --methods oesdn,oesdn/sdn,oesdn/ae --budget paper -o results`
@@ -92,20 +94,20 @@ def evaluate(
         options=parse_options(option or (), systems),
         amp=amp,
     )
-    each = threads or max(1, physical_cores() // jobs)
-    settings = Settings(folder=results, root=root, device=device, threads=each, keep_bundle=keep_bundles)
-    note(f"{len(tasks)} trainings, {jobs} at a time with {each} thread(s) each; what they say: {results / 'logs'}")
+    threads_per_job = threads or max(1, physical_cores() // jobs)
+    settings = Settings(folder=results, root=root, device=device, threads=threads_per_job, keep_bundle=keep_bundles)
+    note(f"{len(tasks)} trainings, {jobs} at a time with {threads_per_job} thread(s) each; logs in {results / 'logs'}")
     try:
         with progress("evaluate") as step:
-            found = measure_all(tasks, settings, jobs=jobs, progress=step)
+            evaluation = measure_all(tasks, settings, jobs=jobs, progress=step)
     except KeyboardInterrupt:
-        note("interrupted: the same command goes on where it was")
+        note("interrupted: run the same command again to continue")
         raise
-    for name, sentence in found.failures.items():
-        warn(f"{name} failed: {sentence}")
-    if found.cells:
-        _write_tables(found.cells, results)
-    if found.failures:
+    for name, message in evaluation.failures.items():
+        warn(f"{name} failed: {message}")
+    if evaluation.cells:
+        _write_tables(evaluation.cells, results)
+    if evaluation.failures:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`adedge export`: from trained networks to ONNX graphs that were compared with PyTorch."""
+"""`adedge export`: write the networks as ONNX graphs, and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from adedge.specs import PRECISIONS, parse_precisions
 
 @app.command("export")
 def export_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle that 'adedge train' wrote.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle written by 'adedge train' or 'adedge import'.")
+    ],
     precision: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Which graphs to write beside FP32; INT8 needs 'adedge calibrate' once."),
+        typer.Option(metavar="LIST", help="Graphs to write besides FP32; INT8 requires an earlier 'adedge calibrate'."),
     ] = ",".join(PRECISIONS),
     with_scoring: Annotated[
         bool,
-        typer.Option("--with-scoring", help="Also write scored.*.onnx: frame in, map and score out, for any runtime."),
+        typer.Option(
+            "--with-scoring", help="Also write scored.*.onnx: frame in, map and score out, for any ONNX runtime."
+        ),
     ] = False,
     opset: Annotated[
         int | None,
         typer.Option(min=17, help="ONNX opset of the graphs.  [default: 17, the newest that TensorRT 8.5 parses]"),
     ] = None,
 ) -> None:
-    """Write ONNX graphs of explicit precision, each compared with PyTorch on the golden frames.
+    """Write ONNX graphs in each precision, and compare them with PyTorch on the golden frames.
 
-    A graph that is too far from PyTorch is refused, and the bundle stays as it was.
+    If a graph deviates too far from PyTorch, the export fails and the bundle stays unchanged.
     """
     from adedge.export.graphs import export_graphs
 
@@ -43,8 +47,8 @@ def export_command(
             Bundle.open(path), precisions, opset=opset, with_scoring=with_scoring, progress=step
         )
     print_graphs(bundle.manifest.graphs)
-    for sentence in notes:
-        warn(sentence)
+    for message in notes:
+        warn(message)
     if "model.int8" in bundle.manifest.graphs:
         note(f"next: adedge build-engine {path} --target onnxruntime --precision fp32")
     else:
@@ -52,29 +56,29 @@ def export_command(
 
 
 def print_graphs(graphs: Mapping[str, Graph]) -> None:
-    """One row a graph, how far it is from PyTorch; below, what is to be known about it."""
+    """Print a table of each graph's deviation from PyTorch, and the notes on the graphs."""
     table = Table("graph", "opset", "map error", "score error", "flips", "AUROC change")
     for stem, graph in graphs.items():
-        found = graph.difference
-        if found is None:
+        difference = graph.difference
+        if difference is None:
             continue
         table.add_row(
             stem,
             str(graph.opset),
-            f"{found.map_error:.1e}",
-            f"{found.score_error:.1e}",
-            "unknown" if found.flips is None else f"{found.flips} of {found.frames}",
-            "unknown" if found.auroc_change is None else f"{found.auroc_change:+.4f}",
+            f"{difference.map_error:.1e}",
+            f"{difference.score_error:.1e}",
+            "unknown" if difference.flips is None else f"{difference.flips} of {difference.frames}",
+            "unknown" if difference.auroc_change is None else f"{difference.auroc_change:+.4f}",
         )
     output.print(table)
-    for sentence, stems in _by_note(graphs).items():
-        note(f"{', '.join(stems)}: {sentence}")
+    for text, stems in _stems_by_note(graphs).items():
+        note(f"{', '.join(stems)}: {text}")
 
 
-def _by_note(graphs: Mapping[str, Graph]) -> dict[str, list[str]]:
-    """Each note once, with the graphs that it is about."""
-    found: dict[str, list[str]] = {}
+def _stems_by_note(graphs: Mapping[str, Graph]) -> dict[str, list[str]]:
+    """Each note once, with the graphs it applies to."""
+    stems: dict[str, list[str]] = {}
     for stem, graph in graphs.items():
-        for sentence in graph.notes:
-            found.setdefault(sentence, []).append(stem)
-    return found
+        for text in graph.notes:
+            stems.setdefault(text, []).append(stem)
+    return stems

@@ -1,4 +1,4 @@
-"""`adedge inspect`: what a bundle holds, where it comes from, and whether every file is as it was written."""
+"""`adedge inspect`: what a bundle holds, where it comes from, and whether every file is intact."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from adedge.errors import BundleError
 
 @app.command("inspect")
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle to look into.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to inspect.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     require_signature: RequireSignature = None,
 ) -> None:
     """Show what a bundle holds and verify the digest of every file in it.
 
-    Exits with 1 and one line for each problem where a file was changed, is missing, or does not belong there.
+    Exits with 1 and names every file that was changed, is missing, or is not listed in the bundle.
     """
     from adedge.signing import signer_of
 
@@ -49,20 +49,20 @@ def inspect(
 
 
 def _engines(bundle: Bundle) -> dict[str, Any]:
-    """engine.json of every engine whose file is intact, keyed by its folder."""
+    """The parsed engine.json of every engine whose record is intact, by folder name."""
     from adedge.runtime.engines import engine_folder, engines_in
 
     records = {}
     for folder in map(engine_folder, engines_in(bundle)):
-        with suppress(BundleError):  # `verify` reports it
+        with suppress(BundleError):  # reported by `verify`
             records[folder.removeprefix("engines/")] = bundle.json(f"{folder}/engine.json")
     return records
 
 
 def _backbone(options: Mapping[str, object]) -> str:
-    """Which weights a detector's pretrained network had, for people."""
+    """A readable description of the weights of a detector's backbone."""
     if options["weights"] == "none":
-        return "random features: none pretrained"
+        return "random features, not pretrained"
     return f"weights {options['weights']}, sha256 {str(options['weights_digest'])[:16]}"
 
 

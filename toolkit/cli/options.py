@@ -1,4 +1,4 @@
-"""What several commands ask for in the same words."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import typer
 
 RequireSignature = Annotated[
     Path | None,
-    typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle not signed by this key."),
+    typer.Option("--require-signature", metavar="KEY.pub", help="Refuse a bundle that is not signed by this key."),
 ]

@@ -1,4 +1,4 @@
-"""`adedge prove`: the verdicts of the engines on this machine against those of the model."""
+"""`adedge prove`: compare the verdicts of the engines on this machine with those of the model."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ if TYPE_CHECKING:
 
 @app.command("prove")
 def prove_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle whose engines are compared.")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with the engines to compare.")],
     data: Annotated[
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Pictures to compare verdicts on beside the golden frames, good or not, labelled or not: a folder, an "
-            "MVTec-AD layout (its test pictures) or a one-class set.",
+            help="Pictures to compare verdicts on, besides the golden frames: a folder, an MVTec AD layout (its test "
+            "pictures) or a one-class set. They may be good or anomalous, labelled or not.",
         ),
     ] = None,
-    target: Annotated[Target | None, typer.Option(help="Only engines of this target.  [default: all]")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Only engines of this precision.  [default: all]")] = None,
+    target: Annotated[Target | None, typer.Option(help="Compare only engines of this target.  [default: all]")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Compare only engines of this precision.  [default: all]")
+    ] = None,
     max_flips: Annotated[
-        int | None, typer.Option(min=0, help="Fail where an engine decides more pictures otherwise than the model.")
+        int | None,
+        typer.Option(min=0, help="Fail if an engine's verdict differs from the model's on more pictures than this."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of a one-class set's files.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     require_signature: RequireSignature = None,
 ) -> None:
-    """Prove on the machine that will inspect that its engines decide as the model did.
+    """Prove, on the machine that will inspect, that the engines give the same verdicts as the model.
 
     Runs the golden frames, and the pictures of DATA if given, through the code of 'adedge run', and counts flips:
-    pictures whose verdict differs from the model's. n pictures without a flip leave a rate of at most 3/n (95%
-    confidence), so give many. The model's scores of DATA are computed once, where PyTorch is, and stay in the bundle:
-    copied to a device, it needs the same pictures and no PyTorch.
+    pictures whose verdict differs from the model's. If none of n pictures flips, the flip rate is at most 3/n (95%
+    confidence), so give many. The model's scores of DATA are computed once, on a machine with PyTorch, and stored in
+    the bundle: a device then needs the same pictures, but not PyTorch.
 
-    Exits with 1 where an engine is further from the model than its precision may be, where a gate fails, or where no
-    engine runs here.
+    Exits with 1 if an engine deviates from the model by more than its precision allows, if a gate fails, or if no
+    engine runs on this machine.
     """
     from adedge.export.proof import pictures_with_scores, prove
 
@@ -59,8 +62,8 @@ def prove_command(
             from adedge.data.datasets import load_dataset
 
             dataset = load_dataset(data, root=root)
-            for sentence in dataset.skipped:
-                warn(sentence)
+            for message in dataset.skipped:
+                warn(message)
             pictures, bundle = pictures_with_scores(
                 bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step
             )
@@ -76,7 +79,7 @@ def prove_command(
         if proof.problem is not None:
             problems.setdefault(proof.problem, []).append(proof.engine)
         elif proof.flips is not None and proof.flip_rate is not None:
-            note(sentence_of(proof))
+            note(summary_of(proof))
         else:
             note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
     for problem, engines in problems.items():
@@ -84,39 +87,41 @@ def prove_command(
     _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
 
 
-def sentence_of(proof: Proof) -> str:
-    """What a proof with flips says, in words."""
-    those = "all" if proof.flips == 0 else f"all but {proof.flips} of"
+def summary_of(proof: Proof) -> str:
+    """One line on a proof whose flips were counted."""
+    agreeing = "all" if proof.flips == 0 else f"all but {proof.flips} of"
     return (
-        f"{proof.engine} decides as the model did on {those} {proof.pictures} pictures: with 95% confidence it differs "
-        f"on at most {proof.flip_rate:.2%} of such pictures"
+        f"{proof.engine} agrees with the model on {agreeing} {proof.pictures} pictures: "
+        f"with 95% confidence, it differs on at most {proof.flip_rate:.2%} of such pictures"
     )
 
 
 def _judge(bundle: Bundle, proofs: list[Proof], max_flips: int | None, *, explicit: bool) -> None:
-    """Raise where the proofs are not what was asked for."""
+    """Raise `EngineError` if no engine ran, `GateError` if one is not proved or exceeds ``max_flips``."""
     ran = [proof for proof in proofs if proof.golden is not None]
     if not ran:
-        raise EngineError(f"no engine of {bundle.path} runs here: run 'adedge build-engine {bundle.path}' first")
-    too_far = [proof.engine for proof in proofs if proof.problem is not None and (proof.golden is not None or explicit)]
-    if too_far:
-        raise GateError(f"not proved: {', '.join(too_far)} (see above)")
+        raise EngineError(
+            f"no engine of {bundle.path} runs on this machine: run 'adedge build-engine {bundle.path}' first"
+        )
+    failed = [proof.engine for proof in proofs if proof.problem is not None and (proof.golden is not None or explicit)]
+    if failed:
+        raise GateError(f"not proved: {', '.join(failed)} (see above)")
     if max_flips is None:
         return
     for proof in ran:
         if proof.flips is None:
             raise GateError(
-                f"--max-flips cannot be checked for {proof.engine}: it lacks a threshold, run 'adedge calibrate' first"
+                f"--max-flips cannot be checked: {proof.engine} has no threshold; run 'adedge calibrate' first"
             )
         if proof.flips > max_flips:
             raise GateError(
-                f"{proof.engine} decides {proof.flips} of {proof.pictures} pictures otherwise than the model, and "
-                f"--max-flips allows {max_flips}"
+                f"{proof.engine} differs from the model on {proof.flips} of {proof.pictures} pictures; --max-flips "
+                f"allows {max_flips}"
             )
 
 
 def _table(proofs: list[Proof]) -> Table:
-    """Errors on the golden frames; flips on the further pictures, where there are some."""
+    """Errors on the golden frames; flips on the given pictures, or else on the golden frames."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("engine", no_wrap=True)
     for column in ("map error", "score error", "flips", "flips at most"):

@@ -360,7 +360,7 @@ def test_profiles_are_chosen_by_what_they_were_tuned_for(
 
 
 def test_no_profile_takes_more_than_the_largest() -> None:
-    with pytest.raises(EngineError, match="9 frames at once are beyond this plan's 8"):
+    with pytest.raises(EngineError, match="a batch of 9 frames exceeds this plan's maximum of 8"):
         profile_for([Profile(1, 1, 1), Profile(1, 8, 8)], 9)
 
 
@@ -369,8 +369,8 @@ def test_engines_share_scratch_memory_as_large_as_the_largest_needs(fake: FakeTe
     scratch = ScratchMemory(gpu)
     small, large = FakeContext(fake), FakeContext(fake)
     with gpu.current():
-        scratch.serve(small, 400)
-        scratch.serve(large, 800)
+        scratch.attach(small, 400)
+        scratch.attach(large, 800)
         assert small.device_memory == large.device_memory
         assert [memory.nbytes for memory in fake.cuda.memory.values()] == [800]
         scratch.close()

@@ -70,7 +70,7 @@ def test_grey_pictures_give_a_grey_network_and_options_arrive(tmp_path: Path) ->
     [
         (("--size", 20), 2, "size 20 is not a multiple of 16"),
         (("--device", "abacus"), 2, "device 'abacus' cannot be used here"),
-        (("--size", 64, "--fit", "crop"), 1, "less than a tile's 64: choose a smaller --size"),
+        (("--size", 64, "--fit", "crop"), 1, "smaller than a tile of 64 × 64: choose a smaller --size"),
     ],
     ids=["size", "device", "crop"],
 )
