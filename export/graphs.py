@@ -118,7 +118,7 @@ def verify_graphs(
     with_scoring: bool = False,
     progress: Progress | None = None,
 ) -> list[VerifiedGraph]:
-    """Compare every graph with the reference; ``with_scoring``, or if the bundle has scored graphs, those too.
+    """Compare every graph with the reference, with scored graphs too if requested or already in the bundle.
 
     Raises `GateError` if one differs by more than its tolerance.
     """
