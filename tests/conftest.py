@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
+from adedge.data.datasets import Sample, load_dataset
 from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.runtime.engines import EngineRecord, Tensor
 from adedge.specs import InputSpec, Precision, ReadyMap, ScoreSpec
@@ -261,3 +262,10 @@ def red_pictures(tmp_path: Path) -> Path:
     for level in LEVELS:
         cv2.imwrite(str(folder / f"{level:03}.png"), red_picture(level)[..., ::-1])
     return folder
+
+
+@pytest.fixture
+def red_samples(red_pictures: Path) -> tuple[Sample, ...]:
+    """The pictures by rising level of red."""
+    dataset = load_dataset(str(red_pictures))
+    return tuple(sorted((*dataset.train, *dataset.calibration), key=lambda sample: str(sample.path)))

@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
-from torch import Tensor, manual_seed, nn, relu, sigmoid
 
-from adedge.calibration.onnx_model import multiply_accumulates
-from adedge.calibration.qdq import convolutions, first_and_last, int8_from_fp32, quantisable_nodes, quantised_tensors
-from adedge.calibration.ranges import Ranges, collect_ranges
-from adedge.calibration.sensitivity import Limits, choose_float_nodes
+from adedge.calibration.qdq import first_and_last, int8_from_fp32, quantisable_nodes
+from adedge.calibration.ranges import Ranges
 from adedge.errors import DataError, EngineError
-from adedge.export.fp32 import graph_from_module
 from adedge.export.graphs import graph_files
 from adedge.specs import InputSpec
 
 SPEC = InputSpec(height=16, width=16, channels=3, color="rgb")
 FRAMES = np.random.default_rng(0).random((6, 3, 16, 16), dtype=np.float32)
-
-
-class Network(nn.Module):
-    """All that the placement has to tell apart: batch norm, residual, gate, transposed convolution, resize."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.first = nn.Conv2d(8, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 8, 3, padding=1)
-        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
-        self.resize = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.tail = nn.Conv2d(8, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.leaky_relu(self.norm(self.head(x)), 0.01)
-        x = x + self.second(relu(self.first(x)))
-        low = relu(self.down(x))
-        out: Tensor = self.tail(x * sigmoid(self.up(low)) + self.resize(low))
-        return out
-
-
-@pytest.fixture(scope="module")
-def fp32() -> bytes:
-    manual_seed(0)
-    return graph_from_module(Network(), SPEC, ("map",))
-
-
-@pytest.fixture(scope="module")
-def ranges(fp32: bytes) -> Ranges:
-    return collect_ranges(fp32, quantised_tensors(fp32), FRAMES, "minmax", data_digest="d")
-
-
-def run(graph: bytes, frames: np.ndarray = FRAMES) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    result: np.ndarray = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(
-        None, {"frame": frames}
-    )[0]
-    return result
 
 
 def test_what_is_quantised(fp32: bytes, ranges: Ranges) -> None:
@@ -96,7 +49,9 @@ def test_weights_round_as_numpy_does(fp32: bytes, ranges: Ranges) -> None:
     np.testing.assert_allclose(scale, np.abs(weights).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
 
 
-def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(fp32: bytes, ranges: Ranges, tmp_path: Path) -> None:
+def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(
+    fp32: bytes, ranges: Ranges, tmp_path: Path, run: Callable[..., np.ndarray]
+) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -132,7 +87,7 @@ def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(fp32: bytes, rang
     assert ours < 2 * theirs
 
 
-def test_float_nodes_leave_the_graph_as_it_was(fp32: bytes, ranges: Ranges) -> None:
+def test_float_nodes_leave_the_graph_as_it_was(fp32: bytes, ranges: Ranges, run: Callable[..., np.ndarray]) -> None:
     untouched = int8_from_fp32(fp32, ranges, quantisable_nodes(fp32))
     np.testing.assert_array_equal(run(untouched), run(fp32))
     with pytest.raises(EngineError, match="no node 'nowhere'"):

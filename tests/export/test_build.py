@@ -15,7 +15,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from adedge.bundle import Bundle, Graph, Manifest, Provenance, Threshold, create, sha256_of
-from adedge.cli.build_engine import build_engine_command, parse_batch
 from adedge.errors import AdedgeError, BundleError, EngineError, GateError, UsageError
 from adedge.export.build import Gates, build_engine
 from adedge.export.builders import BuildOptions

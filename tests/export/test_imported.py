@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from adedge.bundle import Bundle
 from adedge.calibration.sensitivity import Limits

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
-import cv2
-import numpy as np
 import pytest
 
-from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
-from adedge.data.datasets import Sample, load_dataset
-from adedge.errors import DataError, GateError, MissingDependency
+from adedge.bundle import Bundle
+from adedge.data.datasets import Sample
+from adedge.errors import GateError, MissingDependency
 from adedge.export import proof
-from adedge.export.calibrate import fit_thresholds
 from adedge.export.proof import pictures_with_scores, prove, stored_scores
-from adedge.runtime.engines import EngineRecord, Tensor
-from adedge.specs import InputSpec, Precision, ReadyMap, ScoreSpec
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+from adedge.runtime.engines import EngineRecord
+from adedge.specs import Precision
 
 LEVELS = tuple(range(5, 255, 10))  # of red, in the 25 pictures
 
@@ -33,18 +22,8 @@ def bundle(red_bundle: Bundle) -> Bundle:
     return red_bundle
 
 
-@pytest.fixture
-def pictures(red_pictures: Path) -> Path:
-    return red_pictures
-
-
-def _samples(folder: Path) -> tuple[Sample, ...]:
-    dataset = load_dataset(str(folder))
-    return tuple(sorted((*dataset.train, *dataset.calibration), key=lambda sample: str(sample.path)))
-
-
-def test_flips_are_counted_on_the_pictures_and_bounded(bundle: Bundle, pictures: Path) -> None:
-    found, bundle = pictures_with_scores(bundle, _samples(pictures))
+def test_flips_are_counted_on_the_pictures_and_bounded(bundle: Bundle, red_samples: tuple[Sample, ...]) -> None:
+    found, bundle = pictures_with_scores(bundle, red_samples)
     fp32, int8 = sorted(prove(bundle, found), key=lambda one: one.engine)
     assert (fp32.pictures, fp32.flips) == (25, 0)
     assert fp32.flip_rate == pytest.approx(1 - 0.05 ** (1 / 25), abs=1e-6)
@@ -65,10 +44,14 @@ def test_golden_frames_alone_pass_as_camera_frames(bundle: Bundle) -> None:
     assert (fp32.pictures, fp32.flips, int8.flips) == (4, 0, 0)
 
 
-def test_an_engine_beyond_its_tolerance_or_changed_is_told_of(bundle: Bundle) -> None:
+def test_an_engine_beyond_its_tolerance_or_changed_is_told_of(
+    bundle: Bundle,
+    graph_that_shows_red: Callable[[float], bytes],
+    red_record: Callable[[Precision, bytes], EngineRecord],
+) -> None:
     with bundle.edit() as draft:
         graph = graph_that_shows_red(0.5)
-        record = record_of("fp32", graph)
+        record = red_record("fp32", graph)
         draft.write(record.graph, graph)
         draft.write(record.plan, graph)
         draft.write("engines/onnxruntime-fp32/engine.json", record.model_dump_json())
@@ -85,24 +68,26 @@ def test_an_engine_beyond_its_tolerance_or_changed_is_told_of(bundle: Bundle) ->
 
 
 def test_scores_stay_for_a_machine_without_the_model(
-    bundle: Bundle, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, red_samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, known = pictures_with_scores(bundle, _samples(pictures)[:20])
+    _, known = pictures_with_scores(bundle, red_samples[:20])
     assert sorted(stored_scores(known).values()) == pytest.approx([level / 255 for level in LEVELS[:20]])
 
     def no_model(bundle: Bundle) -> None:
         raise MissingDependency("torch", "train", "running networks")
 
     monkeypatch.setattr(proof, "load_reference", no_model)
-    found, again = pictures_with_scores(known, _samples(pictures)[:20])
+    found, again = pictures_with_scores(known, red_samples[:20])
     assert again is known
     assert [one.flips for one in prove(again, found)] == [0, 1]
     with pytest.raises(GateError, match="5 of 25 pictures have no score of the model"):
-        pictures_with_scores(known, _samples(pictures))
+        pictures_with_scores(known, red_samples)
 
 
-def test_scores_of_other_weights_are_none(bundle: Bundle, pictures: Path) -> None:
-    _, known = pictures_with_scores(bundle, _samples(pictures))
+def test_scores_of_other_weights_are_none(
+    bundle: Bundle, red_samples: tuple[Sample, ...], graph_that_shows_red: Callable[[float], bytes]
+) -> None:
+    _, known = pictures_with_scores(bundle, red_samples)
     with known.edit() as draft:
         draft.write("imported.onnx", graph_that_shows_red(0.9))
     assert stored_scores(Bundle.open(bundle.path)) == {}

@@ -12,7 +12,7 @@ import pytest
 
 from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
 from adedge.data.pictures import network_input
-from adedge.errors import BundleError, GateError
+from adedge.errors import GateError
 from adedge.export.verify import TOLERANCES, check_tolerance, difference, tolerance_of
 from adedge.golden import read_golden
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
