@@ -38,7 +38,7 @@ def invoke() -> Callable[..., Result]:
         importlib.import_module(f"adedge.cli.{command}")
 
     def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
 
     return run
 
