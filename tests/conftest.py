@@ -1,22 +1,32 @@
-"""What all tests share: Ctrl-C, and a GPU, which is pycuda on tests/host_cuda, a libcuda that runs kernels here."""
+"""What all tests share: Ctrl-C, a GPU (pycuda on tests/host_cuda, a libcuda that runs kernels here), and a detector
+made by hand, whose maps and scores are known.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import gc
+import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
+from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
+from adedge.data.datasets import Sample, load_dataset
 from adedge.runtime.cuda.kernel_cache import Compiler
+from adedge.runtime.engines import EngineRecord, Tensor
+from adedge.specs import InputSpec, Precision, ReadyMap, ScoreSpec
 
 
 def pytest_configure() -> None:
@@ -152,3 +162,110 @@ def _module(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- a detector made by hand: its map is the red of a picture, its score the brightest red ----------------------------
+
+GAINS: dict[Precision, float] = {"fp32": 1.0, "int8": 0.92}  # what an engine makes of red
+LEVELS = tuple(range(5, 255, 10))  # of red, in 25 flat pictures; blue is its opposite
+
+
+def red_picture(level: int) -> np.ndarray:
+    """8 x 8 RGB of one colour."""
+    return np.full((8, 8, 3), (level, 0, 255 - level), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def graph_that_shows_red() -> Callable[[float], bytes]:
+    """Makes the graph: frame (n, 3, 8, 8) RGB -> map (n, 1, 8, 8), the red channel times a gain."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+    def make(gain: float) -> bytes:
+        info = onnx.helper.make_tensor_value_info
+        frame, out = (info(n, onnx.TensorProto.FLOAT, ["n", c, 8, 8]) for n, c in (("frame", 3), ("map", 1)))
+        weight = np.array([gain, 0, 0], np.float32).reshape(1, 3, 1, 1)
+        node = onnx.helper.make_node("Conv", ["frame", "w"], ["map"])
+        graph = onnx.helper.make_graph([node], "red", [frame], [out], [onnx.numpy_helper.from_array(weight, "w")])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+        return bytes(model.SerializeToString())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def red_record() -> Callable[[Precision, bytes], EngineRecord]:
+    """Makes the engine.json of an ONNX Runtime engine whose plan is the graph."""
+
+    def make(precision: Precision, graph: bytes) -> EngineRecord:
+        digest = hashlib.sha256(graph).hexdigest()
+        return EngineRecord(
+            target="onnxruntime",
+            precision=precision,
+            plan=f"engines/onnxruntime-{precision}/engine.onnx",
+            plan_sha256=digest,
+            graph=f"model.{precision}.onnx",
+            graph_sha256=digest,
+            batch=(1, 4, 4),
+            input=Tensor(name="frame", shape=(3, 8, 8)),
+            outputs=(Tensor(name="map", shape=(1, 8, 8)),),
+            library_version="1",
+            path="as exported",
+            build_seconds=0.0,
+            built="",
+            status="",
+        )
+
+    return make
+
+
+@pytest.fixture
+def red_bundle(
+    tmp_path: Path,
+    graph_that_shows_red: Callable[[float], bytes],
+    red_record: Callable[[Precision, bytes], EngineRecord],
+) -> Bundle:
+    """An imported detector with four golden frames, and with thresholds of 0.5 and engines in FP32 and "INT8"."""
+    frames = np.stack([red_picture(level) for level in (10, 60, 200, 240)])
+    maps = frames[..., 0].astype(np.float32) / 255
+    golden = io.BytesIO()
+    np.savez(golden, frames=frames, labels=np.array([0, 0, 1, 1], np.int8), maps=maps, scores=maps.max((1, 2)))
+    manifest = Manifest(
+        method="imported",  # its reference is the graph that it came as
+        variant="",
+        network={},
+        input=InputSpec(height=8, width=8, channels=3, color="rgb"),
+        score=ScoreSpec(comparison=ReadyMap()),
+        thresholds={
+            f"onnxruntime/{p}": Threshold(value=0.5, false_alarm_rate=0.1, pictures=9, data_digest="") for p in GAINS
+        },
+        provenance=Provenance(created="", data="", data_digest="", seed=0, budget="", device="", versions={}),
+    )
+    with create(tmp_path / "red.adedge", manifest) as draft:
+        draft.write("golden.npz", golden.getvalue())
+        draft.write_json("training.json", {"pictures": []})
+        draft.write("imported.onnx", graph_that_shows_red(1.0))
+        for precision, gain in GAINS.items():
+            graph = graph_that_shows_red(gain)
+            record = red_record(precision, graph)
+            draft.write(record.graph, graph)
+            draft.write(record.plan, graph)
+            draft.write(f"engines/onnxruntime-{precision}/engine.json", record.model_dump_json())
+    return Bundle.open(tmp_path / "red.adedge")
+
+
+@pytest.fixture
+def red_pictures(tmp_path: Path) -> Path:
+    """A folder of 25 flat pictures, 005.png to 245.png by their level of red."""
+    folder = tmp_path / "pictures [25]"
+    folder.mkdir()
+    for level in LEVELS:
+        cv2.imwrite(str(folder / f"{level:03}.png"), red_picture(level)[..., ::-1])
+    return folder
+
+
+@pytest.fixture
+def red_samples(red_pictures: Path) -> tuple[Sample, ...]:
+    """The pictures by rising level of red."""
+    dataset = load_dataset(str(red_pictures))
+    return tuple(sorted((*dataset.train, *dataset.calibration), key=lambda sample: str(sample.path)))

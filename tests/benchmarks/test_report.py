@@ -1,135 +1,58 @@
-"""Latency, accuracy and the report of contenders whose behaviour is known: fakes that wait, and maps made by hand."""
+"""The report of contenders whose behaviour is known: what it says, and which pictures it shows."""
 
 from __future__ import annotations
 
 import re
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from adedge.benchmarks.accuracy import Scored, accuracy, masks_at_map_size, score_samples
-from adedge.benchmarks.latency import Contender, measure_latency, percentiles
+from adedge.benchmarks.accuracy import Scored, accuracy, score_samples
+from adedge.benchmarks.latency import Contender, measure_latency
 from adedge.benchmarks.machine import machine_facts
 from adedge.benchmarks.report import Report, headline, heat_maps, markdown, page, rows, telling_pictures
-from adedge.data.datasets import Dataset, load_dataset
-from adedge.errors import EngineError
-from adedge.runtime.backends import FakeBackend
+from adedge.data.datasets import Dataset
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 SPEC = InputSpec(height=32, width=32, channels=1, color="gray")
 SCORE = ScoreSpec(comparison=ReadyMap())
 
 
-def brightness(x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """A detector that calls bright pixels anomalous."""
-    return [x[:, 0].copy()]
-
-
-def slow(x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    time.sleep(0.02)
-    return brightness(x)
-
-
-def contender(name: str, threshold: float | None = 0.5, work=brightness) -> Contender:  # type: ignore[no-untyped-def]
-    return Contender(name=name, backend=FakeBackend(work, SPEC.shape, batch=1), threshold=threshold)
-
-
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    """Six dark good pictures and six with a bright square, one of them too dim for the threshold 0.5."""
-    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
-        (tmp_path / folder).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        plain = rng.integers(0, 60, (32, 32), np.uint8)
-        spotted, mask = plain.copy(), np.zeros((32, 32), np.uint8)
-        spotted[8:16, 8:16] = 100 if index == 0 else 200
-        mask[8:16, 8:16] = 255
-        cv2.imwrite(str(tmp_path / f"train/good/{index}.png"), plain + 1)
-        cv2.imwrite(str(tmp_path / f"test/good/{index}.png"), plain)
-        cv2.imwrite(str(tmp_path / f"test/spot/{index}.png"), spotted)
-        cv2.imwrite(str(tmp_path / f"ground_truth/spot/{index}_mask.png"), mask)
-    return load_dataset(str(tmp_path))
+def report(contender: Callable[..., Contender]) -> Callable[[int], Report]:
+    """Makes the report of an engine that decides so many of four pictures otherwise."""
+
+    def make(flips: int) -> Report:
+        labels = np.array([0, 0, 1, 1])
+        maps = [np.full((4, 4), value, np.float32) for value in (0.1, 0.2, 0.8, 0.9)]
+        scores = np.array([0.1, 0.2, 0.8, 0.9])
+        reference = Scored(maps=maps, scores=scores, verdicts=scores > 0.5)
+        other = Scored(maps=maps, scores=scores, verdicts=np.arange(4) >= 2 - flips)
+        images = [np.zeros((32, 32, 1), np.uint8)]
+        return Report(
+            bundle="<part>.adedge",
+            command="adedge benchmark",
+            created="2026-01-01",
+            data="parts",
+            data_digest="ab",
+            threads=1,
+            input=SPEC.shape,
+            resident_mib=100,
+            machine=machine_facts(),
+            latency=measure_latency([contender("fake/fp32")], images, SPEC, SCORE, frames=20),
+            accuracy={
+                "pytorch/fp32": accuracy(reference, labels, None, reference),
+                "fake/fp32": accuracy(other, labels, None, reference),
+            },
+            notes=("a | b",),
+        )
+
+    return make
 
 
-def test_percentiles_are_those_of_numpy_and_keep_the_samples() -> None:
-    samples = [5.0, 1.0, 4.0, 2.0, 3.0]
-    found = percentiles(samples)
-    assert (found.p50, found.mean) == (3.0, 3.0)
-    assert found.p99 == pytest.approx(4.96)  # linear interpolation: 4 + 0.96 * (5 - 4)
-    assert found.samples_ms == tuple(samples)
-
-
-def test_latency_is_charged_to_the_boundary_where_it_arises() -> None:
-    images = [np.zeros((32, 32, 1), np.uint8)]
-    found = measure_latency([contender("a/fp32", work=slow), contender("b/fp32", None)], images, SPEC, SCORE, frames=20)
-    assert found["a/fp32"].network.p50 >= 20
-    assert found["a/fp32"].network.p50 <= found["a/fp32"].frame.p50
-    assert found["a/fp32"].verdict.p50 >= 20  # measured apart from the other two
-    assert found["b/fp32"].network.p50 < found["a/fp32"].network.p50
-    assert len(found["a/fp32"].frame.samples_ms) == 20
-    assert found["a/fp32"].frames_per_second <= 50
-
-
-def test_accuracy_counts_misses_false_alarms_and_flips(dataset: Dataset) -> None:
-    samples = dataset.test
-    labels = np.array([sample.label for sample in samples])
-    reference = score_samples(contender("pytorch/fp32"), samples, SPEC, SCORE)
-    laxer = score_samples(contender("fake/fp32", threshold=0.3), samples, SPEC, SCORE)
-    masks = masks_at_map_size(samples, reference.maps)
-    assert masks is not None
-    found = accuracy(laxer, labels, masks, reference)
-    assert found.auroc == roc_auc_score(labels, laxer.scores)
-    assert found.pixel_auroc == pytest.approx(roc_auc_score(masks.ravel(), np.stack(laxer.maps).ravel()))
-    assert (found.misses, found.false_alarms) == (0, 0)
-    assert accuracy(reference, labels, masks, reference).misses == pytest.approx(1 / 6)
-    assert found.flips == 1  # the dim spot, which 0.5 lets pass and 0.3 does not
-    assert found.auroc_low <= found.auroc <= found.auroc_high
-
-
-def test_a_threshold_of_zero_is_a_threshold(dataset: Dataset) -> None:
-    scored = score_samples(contender("fake/fp32", threshold=0.0), dataset.test, SPEC, SCORE)
-    assert scored.verdicts is not None
-    assert scored.verdicts.all()
-
-
-def test_maps_of_several_sizes_have_no_pixel_metrics(dataset: Dataset) -> None:
-    maps = [np.zeros((32, 32), np.float32), np.zeros((16, 32), np.float32)]
-    assert masks_at_map_size(dataset.test[:2], maps) is None
-
-
-def report(flips: int) -> Report:
-    labels = np.array([0, 0, 1, 1])
-    maps = [np.full((4, 4), value, np.float32) for value in (0.1, 0.2, 0.8, 0.9)]
-    scores = np.array([0.1, 0.2, 0.8, 0.9])
-    reference = Scored(maps=maps, scores=scores, verdicts=scores > 0.5)
-    other = Scored(maps=maps, scores=scores, verdicts=np.arange(4) >= 2 - flips)
-    images = [np.zeros((32, 32, 1), np.uint8)]
-    return Report(
-        bundle="<part>.adedge",
-        command="adedge benchmark",
-        created="2026-01-01",
-        data="parts",
-        data_digest="ab",
-        threads=1,
-        input=SPEC.shape,
-        resident_mib=100,
-        machine=machine_facts(),
-        latency=measure_latency([contender("fake/fp32")], images, SPEC, SCORE, frames=20),
-        accuracy={
-            "pytorch/fp32": accuracy(reference, labels, None, reference),
-            "fake/fp32": accuracy(other, labels, None, reference),
-        },
-        notes=("a | b",),
-    )
-
-
-def test_headline_says_whether_verdicts_are_the_same() -> None:
+def test_headline_says_whether_verdicts_are_the_same(report: Callable[[int], Report]) -> None:
     # No flip in 4 pictures leaves 1 - 0.05 ** (1 / 4).
     assert headline(report(0)) == (
         "Every engine decides as the PyTorch model did on all 4 pictures: with 95% confidence each differs on at most "
@@ -138,7 +61,7 @@ def test_headline_says_whether_verdicts_are_the_same() -> None:
     assert "1 (fake/fp32)" in headline(report(1))
 
 
-def test_page_escapes_and_needs_nothing_beside_it() -> None:
+def test_page_escapes_and_needs_nothing_beside_it(report: Callable[[int], Report]) -> None:
     text = page(report(1), {})
     assert "&lt;part&gt;.adedge" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
@@ -151,7 +74,9 @@ def test_page_escapes_and_needs_nothing_beside_it() -> None:
     assert head.count("|") == widths.pop() + 1
 
 
-def test_the_pictures_shown_are_those_decided_differently_and_the_worst(dataset: Dataset) -> None:
+def test_the_pictures_shown_are_those_decided_differently_and_the_worst(
+    dataset: Dataset, contender: Callable[..., Contender], report: Callable[[int], Report]
+) -> None:
     scored = score_samples(contender("fake/fp32"), dataset.test, SPEC, SCORE)
     labels = np.array([sample.label for sample in dataset.test])
     other = scored.verdicts.copy()
@@ -166,21 +91,3 @@ def test_the_pictures_shown_are_those_decided_differently_and_the_worst(dataset:
     sheet = cv2.imdecode(np.frombuffer(heat_maps(dataset.test, scored, shown, 0.5), np.uint8), cv2.IMREAD_COLOR)
     assert sheet is not None
     assert 'alt="heat maps of a"' in page(report(1), {"a": heat_maps(dataset.test, scored, shown, None)})
-
-
-def test_a_batch_is_timed_as_a_whole_and_gives_more_frames_a_second() -> None:
-    images = [np.zeros((32, 32, 1), np.uint8)]
-    one = contender("a/fp32", work=slow)
-    four = Contender(name=one.name, backend=FakeBackend(slow, SPEC.shape, batch=4), threshold=0.5)
-    found = measure_latency([four], images, SPEC, SCORE, frames=40, batch=4)["a/fp32"]
-    assert found.batch == 4
-    assert len(found.network.samples_ms) == 10
-    assert found.frames_per_second > 1e3 / found.frame.mean
-    with pytest.raises(EngineError, match="takes 1 frame"):
-        measure_latency([one], images, SPEC, SCORE, batch=4)
-
-
-def test_machine_is_described() -> None:
-    facts = machine_facts()
-    assert {"processor", "cores", "memory", "system", "GPU", "numpy"} <= facts.keys()
-    assert all(facts.values())

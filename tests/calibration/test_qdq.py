@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
-from torch import Tensor, manual_seed, nn, relu, sigmoid
 
-from adedge.calibration.onnx_model import multiply_accumulates
-from adedge.calibration.qdq import convolutions, first_and_last, int8_from_fp32, quantisable_nodes, quantised_tensors
-from adedge.calibration.ranges import Ranges, collect_ranges
-from adedge.calibration.sensitivity import Limits, choose_float_nodes
+from adedge.calibration.qdq import first_and_last, int8_from_fp32, quantisable_nodes
+from adedge.calibration.ranges import Ranges
 from adedge.errors import DataError, EngineError
-from adedge.export.fp32 import graph_from_module
 from adedge.export.graphs import graph_files
 from adedge.specs import InputSpec
 
 SPEC = InputSpec(height=16, width=16, channels=3, color="rgb")
 FRAMES = np.random.default_rng(0).random((6, 3, 16, 16), dtype=np.float32)
-
-
-class Network(nn.Module):
-    """All that the placement has to tell apart: batch norm, residual, gate, transposed convolution, resize."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.first = nn.Conv2d(8, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 8, 3, padding=1)
-        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
-        self.resize = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.tail = nn.Conv2d(8, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.leaky_relu(self.norm(self.head(x)), 0.01)
-        x = x + self.second(relu(self.first(x)))
-        low = relu(self.down(x))
-        out: Tensor = self.tail(x * sigmoid(self.up(low)) + self.resize(low))
-        return out
-
-
-@pytest.fixture(scope="module")
-def fp32() -> bytes:
-    manual_seed(0)
-    return graph_from_module(Network(), SPEC, ("map",))
-
-
-@pytest.fixture(scope="module")
-def ranges(fp32: bytes) -> Ranges:
-    return collect_ranges(fp32, quantised_tensors(fp32), FRAMES, "minmax", data_digest="d")
-
-
-def run(graph: bytes, frames: np.ndarray = FRAMES) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    result: np.ndarray = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(
-        None, {"frame": frames}
-    )[0]
-    return result
 
 
 def test_what_is_quantised(fp32: bytes, ranges: Ranges) -> None:
@@ -96,7 +49,9 @@ def test_weights_round_as_numpy_does(fp32: bytes, ranges: Ranges) -> None:
     np.testing.assert_allclose(scale, np.abs(weights).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
 
 
-def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(fp32: bytes, ranges: Ranges, tmp_path: Path) -> None:
+def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(
+    fp32: bytes, ranges: Ranges, tmp_path: Path, run: Callable[..., np.ndarray]
+) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -132,7 +87,7 @@ def test_close_to_fp32_and_no_worse_than_onnxruntime_quantiser(fp32: bytes, rang
     assert ours < 2 * theirs
 
 
-def test_float_nodes_leave_the_graph_as_it_was(fp32: bytes, ranges: Ranges) -> None:
+def test_float_nodes_leave_the_graph_as_it_was(fp32: bytes, ranges: Ranges, run: Callable[..., np.ndarray]) -> None:
     untouched = int8_from_fp32(fp32, ranges, quantisable_nodes(fp32))
     np.testing.assert_array_equal(run(untouched), run(fp32))
     with pytest.raises(EngineError, match="no node 'nowhere'"):
@@ -162,65 +117,3 @@ def test_every_graph_is_built_by_tensorrt_rtx(fp32: bytes, ranges: Ranges) -> No
         for stem in stems:
             source = Source(graphs={stem: files[stem]}, precision=precision, shape=SPEC.shape, batch=(1, 2, 4))  # type: ignore[arg-type]
             assert build(source, BuildOptions(compute_capabilities=("8.6",))).graph == stem
-
-
-def test_placement_keeps_within_its_limits(fp32: bytes, ranges: Ranges) -> None:
-    good = np.arange(6) < 4
-
-    def score(graph: bytes, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps = run(graph, frames)[:, 0]
-        return maps, maps.mean(axis=(1, 2))
-
-    everything = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9))
-    assert set(everything.float_nodes) == first_and_last(fp32)
-    strict = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9, map_error=1e-12))
-    assert strict.float_nodes == quantisable_nodes(fp32)
-    limit = everything.effect.map_error * 0.9
-    between = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9, map_error=limit))
-    quantised = run(int8_from_fp32(fp32, ranges, between.float_nodes))
-    assert np.abs(quantised - run(fp32)).max() == pytest.approx(between.effect.map_error)
-    assert between.effect.map_error <= limit
-    assert set(everything.float_nodes) < set(between.float_nodes)
-
-
-def test_placement_ranks_by_the_scores_that_a_network_gives_itself(fp32: bytes, ranges: Ranges) -> None:
-    """The map says nothing of the score here: whatever stays quantised must move scores less than what does not."""
-    good = np.arange(len(FRAMES)) < 4
-
-    def score(graph: bytes, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = run(graph, frames)
-        return np.zeros((len(outputs), 2, 2), np.float32), outputs.mean(axis=(1, 2, 3))
-
-    every = quantisable_nodes(fp32)
-    loosest = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9), rank_by="score")
-    limits = Limits(score_noise=loosest.effect.score_noise * 0.9)
-    found = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=limits, rank_by="score")
-    assert found.effect.score_noise <= limits.score_noise
-    few = np.r_[0:2, 4:6]
-    reference = score(fp32, FRAMES[few])[1]
-    effects = {
-        name: np.square(score(int8_from_fp32(fp32, ranges, set(every) - {name}), FRAMES[few])[1] - reference).mean()
-        for name in set(every) - first_and_last(fp32)
-    }
-    int8 = set(every) - set(found.float_nodes)
-    assert int8
-    assert int8 < set(effects)
-    assert max(effects[name] for name in int8) <= min(effects[name] for name in set(effects) - int8)
-
-
-def test_convolutions_of_little_work_stay_in_floating_point(fp32: bytes, ranges: Ranges) -> None:
-    model = onnx.load_model_from_string(fp32)
-    weighted = [node for node in model.graph.node if node.name in convolutions(fp32)]
-    work = {node.name: multiply_accumulates(model, [node]) for node in weighted}
-    inner = sorted(set(work) - first_and_last(fp32), key=work.__getitem__)
-    share = (work[inner[-1]] - 1) / sum(work.values())  # just below the largest of them
-
-    def score(graph: bytes, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps = run(graph, frames)[:, 0]
-        return maps, maps.mean(axis=(1, 2))
-
-    good = np.arange(len(FRAMES)) < 4
-    found = choose_float_nodes(fp32, ranges, score, FRAMES, good, limits=Limits(score_noise=1e9), least_share=share)
-    assert set(quantisable_nodes(fp32)) - set(found.float_nodes) == {
-        name for name in inner if work[name] == work[inner[-1]]
-    }

@@ -15,7 +15,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from adedge.bundle import Bundle, Graph, Manifest, Provenance, Threshold, create, sha256_of
-from adedge.cli.build_engine import build_engine_command, parse_batch
 from adedge.errors import AdedgeError, BundleError, EngineError, GateError, UsageError
 from adedge.export.build import Gates, build_engine
 from adedge.export.builders import BuildOptions
@@ -275,18 +274,3 @@ def test_an_engine_for_gpus_elsewhere_says_that_it_was_not_run(bundle: Bundle) -
     assert record.status.startswith("built ahead of time for compute capability 8.9; self-test not run: ")
     with pytest.raises(GateError, match="gates of .* cannot be checked: built ahead of time"):
         build_engine(built, EngineKey("tensorrt-rtx", "fp32"), gates=Gates(max_flips=0))
-
-
-def test_the_command_shows_what_it_built(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    build_engine_command(bundle.path, "onnxruntime", "fp32", batch="1, 2,4")
-    shown = capsys.readouterr()
-    assert "onnxruntime/fp32" in shown.out
-    assert "model.fp32.onnx" in shown.out
-    assert "no decision threshold for onnxruntime/fp32" in shown.err.replace("\n", " ")
-    assert read_record(Bundle.open(bundle.path), EngineKey("onnxruntime", "fp32")).batch == (1, 2, 4)
-
-
-@pytest.mark.parametrize("text", ["1", "1,2", "1,2,x", "1,2,3,4", "1,-2,3"])
-def test_a_batch_that_is_no_three_numbers_is_a_wrong_call(text: str) -> None:
-    with pytest.raises(UsageError, match="three numbers MIN,OPT,MAX"):
-        parse_batch(text)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from adedge.bundle import Bundle
 from adedge.calibration.sensitivity import Limits
@@ -443,28 +443,6 @@ def test_a_file_that_is_no_onnx_is_named(tmp_path: Path, dataset: Dataset) -> No
         detector_from_onnx(path, Description(), dataset)
     with pytest.raises(EngineError, match="absent.onnx cannot be read"):
         detector_from_onnx(tmp_path / "absent.onnx", Description(), dataset)
-
-
-def test_the_command(tmp_path: Path, data: Path) -> None:
-    path, bundle = anomalib_like(tmp_path / "m.onnx", input_shape=("n", 3, "h", "w")), tmp_path / "b.adedge"
-    command = ["import", path, "-o", bundle, "--golden", data, "--map", "anomaly_map", "--filter", "gaussian:1.5"]
-
-    def adedge(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    assert "--input-size" in str(adedge(*command).exception)
-    for wrong in (("--mean", "a,b"), ("--filter", "median:3"), ("--filter", "uniform:0"), ("--input-size", "16")):
-        refused = adedge(*command, *wrong).exception
-        assert isinstance(refused, UsageError)
-        assert wrong[0] in str(refused)
-    done = adedge(*command, "--input-size", "16x24", "--mean", "0.4,0.4,0.4", "--trained-on", data)
-    assert done.exit_code == 0, done.exception
-    manifest = Bundle.open(bundle).manifest
-    assert (manifest.input.height, manifest.input.width, manifest.input.mean) == (16, 24, (0.4, 0.4, 0.4))
-    assert manifest.score.filters == (Gaussian(sigma=1.5),)
-    shown = adedge("inspect", bundle).stdout
-    assert "imported from" in shown
-    assert "m.onnx" in shown
 
 
 def test_no_pytorch_is_needed(tmp_path: Path, data: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
 from adedge.data.pictures import network_input
-from adedge.errors import BundleError, GateError
-from adedge.export.verify import TOLERANCES, check_tolerance, difference, tolerance_of
+from adedge.errors import GateError
+from adedge.export.verify import TOLERANCES, check_tolerance, difference, flips_of, tolerance_of
 from adedge.golden import read_golden
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
@@ -139,8 +139,18 @@ def test_a_map_that_decides_nothing_may_differ_more_and_its_score_may_not(bundle
         check_tolerance("model.fp16.onnx", flipped.model_copy(update={"score_error": 0.05}), golden, shown)
 
 
-def test_damaged_golden_frames_are_refused(bundle: Bundle) -> None:
-    with bundle.edit() as draft:
-        draft.write("golden.npz", b"nothing")
-    with pytest.raises(BundleError, match="not a file of golden frames"):
-        read_golden(Bundle.open(bundle.path))
+def test_scores_are_compared_with_thresholds_as_the_runtime_does(bundle: Bundle) -> None:
+    """0.1 is no float32: the next one above it exceeds the threshold, although rounded to float32 both are equal."""
+    manifest = bundle.manifest.replace(
+        thresholds={"pytorch/fp32": threshold(0.2).model_dump(), "onnxruntime/fp32": threshold(0.1).model_dump()}
+    )
+    scores = np.array([np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(0))], np.float32)
+    assert float(scores[0]) > 0.1 > float(scores[1])
+    assert flips_of(manifest, "onnxruntime/fp32", np.array([0.0, 0.0], np.float32), scores) == 1
+
+
+@pytest.mark.parametrize("engine", [None, "tensorrt/int8"])
+def test_without_one_of_the_thresholds_no_flips_are_known(bundle: Bundle, engine: str | None) -> None:
+    scores = np.zeros(3, np.float32)
+    assert flips_of(bundle.manifest, engine, scores, scores) is None
+    assert flips_of(bundle.manifest.replace(thresholds={}), "onnxruntime/fp32", scores, scores) is None

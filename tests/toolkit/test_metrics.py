@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn import metrics as reference
 
 from adedge.errors import DataError
-from adedge.metrics import aupro, auroc, best_f1, pixel_auroc, pro_curve, roc_curve
+from adedge.metrics import aupro, auroc, best_f1, count_flips, pixel_auroc, pro_curve, roc_curve
 
 Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -159,6 +159,19 @@ def test_a_ring_is_one_region_and_a_picture_without_any_gives_good_pixels_only()
 def test_pixel_auroc_equals_scikit_learn() -> None:
     masks, maps = blobs(3)
     assert pixel_auroc(masks, maps) == pytest.approx(reference.roc_auc_score(masks.ravel(), maps.ravel()))
+
+
+@pytest.mark.parametrize(
+    ("reference", "verdicts", "flips"),
+    [
+        ([0, 0, 1, 1], [0, 0, 1, 1], 0),
+        ([0, 0, 1, 1], [1, 0, 1, 0], 2),  # either way counts
+        ([0, 1], [1, 0], 2),
+        ([], [], 0),
+    ],
+)
+def test_flips_are_pictures_decided_otherwise(reference: list[int], verdicts: list[int], flips: int) -> None:
+    assert count_flips(np.array(reference, bool), np.array(verdicts, bool)) == flips
 
 
 @pytest.mark.parametrize(

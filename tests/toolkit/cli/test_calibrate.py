@@ -1,95 +1,101 @@
-"""`adedge export` and `adedge calibrate` on a small bundle: what is stored, what is refused, the bundle as it was."""
+"""`adedge calibrate`: thresholds of good pictures, the sentences beside them, and refusals that change nothing."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import skimage.data
-import torch
+from typer.testing import Result
 
 from adedge.bundle import Bundle
-from adedge.data.datasets import load_dataset
-from adedge.errors import BundleError, DataError
-from adedge.export.calibrate import calibrate, split_pictures
-from adedge.export.graphs import export_graphs
-from adedge.methods.oesdn.method import OeSdn
-from adedge.methods.training import train
+from adedge.data.datasets import Sample
+from adedge.errors import DataError, UsageError
 
-SIZE = 32
+Adedge = Callable[..., subprocess.CompletedProcess[str]]
+Invoke = Callable[..., Result]
 
 
-def write_crops(folder: Path, count: int, top: int) -> None:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(top)
-    for index in range(count):
-        y, x = int(rng.integers(top, top + 100)), int(rng.integers(0, 512 - SIZE))
-        cv2.imwrite(str(folder / f"{index:03}.png"), skimage.data.brick()[y : y + SIZE, x : x + SIZE])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_crops(root / "train/good", 12, 0)
-    write_crops(root / "calibration/good", 24, 200)
-    return root
-
-
-@pytest.fixture
-def bundle(data: Path, tmp_path: Path) -> Bundle:
-    torch.set_num_threads(1)
-    dataset = load_dataset(str(data))
-    method = OeSdn.for_dataset(dataset, variant="ae", size=SIZE, ae_iterations=1, batch=2)
-    return train(method, dataset, output=tmp_path / "b.adedge")
-
-
-def test_calibrate_stores_graphs_and_thresholds_and_export_repeats_them(bundle: Bundle, data: Path) -> None:
-    bundle, _ = export_graphs(bundle)
-    result = calibrate(bundle, load_dataset(str(data)), false_alarm_rate=0.05)
-    manifest = result.bundle.manifest
-    assert len(result.parts.thresholds) == 24
-    assert result.parts.trained_on == 12
+def test_graphs_and_thresholds_are_written_and_shown(
+    red_bundle: Bundle, red_pictures: Path, red_samples: tuple[Sample, ...], adedge: Adedge
+) -> None:
+    result = adedge("calibrate", red_bundle.path, red_pictures, "--false-alarm-rate", 0.1, "--precision", "fp16,int8")
+    assert result.returncode == 0, result.stderr
+    manifest = Bundle.open(red_bundle.path).manifest
     assert set(manifest.graphs) == {"model.fp32", "model.fp16", "model.int8", "model.int8-fp16"}
-    assert set(manifest.thresholds) == {"pytorch/fp32", *(f"onnxruntime/{p}" for p in ("fp32", "fp16", "int8"))}
-    assert result.bundle.verify() == []
-    again, notes = export_graphs(result.bundle)
-    assert notes == ()
-    assert again.manifest.files == manifest.files
-    assert again.manifest.thresholds == manifest.thresholds
+    # Of 25 pictures 9 are needed at this rate; half of the other 16 go to INT8.
+    assert "17 good pictures for thresholds, 8 others for INT8; 0 were trained on and fit no threshold" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"next: adedge build-engine {red_bundle.path} ")
+    levels = {sample.digest: int(sample.read()[0, 0, 2]) for sample in red_samples}
+    rows = {
+        name.strip(): value.strip()
+        for name, value, *_ in (line.split("│")[1:-1] for line in result.stdout.splitlines() if line.startswith("│"))
+    }
+    for precision in ("fp32", "fp16", "int8"):
+        fitted = manifest.thresholds[f"onnxruntime/{precision}"]
+        assert (fitted.pictures, fitted.false_alarm_rate) == (17, 0.1)
+        # Every score is a picture's level / 255; how INT8 and FP16 round them is small.
+        assert round(fitted.value * 255) in levels.values()
+        assert rows[f"onnxruntime/{precision}"] == f"{fitted.value:.5f}"
 
 
-def test_too_few_pictures_leave_the_bundle_as_it_was(bundle: Bundle, data: Path) -> None:
-    with pytest.raises(DataError, match="needs at least 99 good pictures .* there are 24"):
-        calibrate(bundle, load_dataset(str(data)))
-    assert Bundle.open(bundle.path).manifest == bundle.manifest
+def test_too_few_pictures_are_refused_and_nothing_is_written(
+    red_bundle: Bundle, red_pictures: Path, adedge: Adedge
+) -> None:
+    result = adedge("calibrate", red_bundle.path, red_pictures)
+    assert result.returncode == 1
+    assert "needs at least 99 good pictures" in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+    assert Bundle.open(red_bundle.path).manifest == red_bundle.manifest
+    assert [path.name for path in red_bundle.path.parent.iterdir() if "red" in path.name] == ["red.adedge"]
 
 
-def test_interrupted_calibration_leaves_the_bundle_as_it_was(bundle: Bundle, data: Path) -> None:
-    def interrupt(done: int, total: int, text: str) -> None:
-        if text.startswith("onnxruntime"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(bundle, load_dataset(str(data)), false_alarm_rate=0.05, progress=interrupt)
-    assert Bundle.open(bundle.path).manifest == bundle.manifest
-    assert Bundle.open(bundle.path).verify() == []
-
-
-def test_trained_pictures_fit_no_threshold(bundle: Bundle, data: Path) -> None:
-    dataset = load_dataset(str(data))
-    parts = split_pictures(bundle, dataset, 0.05)
-    trained = {sample.digest for sample in dataset.train}
-    assert not trained & {sample.digest for sample in parts.thresholds}
-    assert {sample.digest for sample in parts.int8} == trained
+def test_thresholds_alone_are_those_of_the_engines(red_bundle: Bundle, red_pictures: Path, invoke: Invoke) -> None:
+    result = invoke("calibrate", red_bundle.path, red_pictures, "--thresholds-only")
+    assert result.exit_code == 0, result.exception
+    said = result.stderr
+    assert "25 good pictures; 0 others were trained on" in said
+    assert "the threshold of onnxruntime/fp32 is of other pictures or another rate" in said
+    assert f"next: adedge prove {red_bundle.path}" in said
+    # The rate of the bundle's own threshold, 0.1: level 235 of 25.
+    values = {name: one.value for name, one in Bundle.open(red_bundle.path).manifest.thresholds.items()}
+    assert values == {
+        "onnxruntime/fp32": pytest.approx(235 / 255, abs=1e-6),
+        "onnxruntime/int8": pytest.approx(0.92 * 235 / 255, abs=1e-6),
+    }
+    assert Bundle.open(red_bundle.path).manifest.graphs == {}
 
 
-def test_changed_weights_are_refused(bundle: Bundle) -> None:
-    weights = bundle.path / "weights.safetensors"
-    changed = bytearray(weights.read_bytes())
-    changed[-1] ^= 1
-    weights.unlink()
-    weights.write_bytes(changed)
-    with pytest.raises(BundleError, match="not the file that was written"):
-        export_graphs(bundle)
+def test_an_unreadable_picture_is_skipped_by_name_or_refused(
+    red_bundle: Bundle, red_pictures: Path, invoke: Invoke
+) -> None:
+    (red_pictures / "[b] broken.png").write_bytes(b"no picture")
+    call = ("calibrate", red_bundle.path, red_pictures, "--thresholds-only")
+    refused = invoke(*call, "--strict").exception
+    assert isinstance(refused, DataError)
+    assert "[b] broken.png" in str(refused)
+    assert Bundle.open(red_bundle.path).manifest == red_bundle.manifest
+    result = invoke(*call)
+    assert result.exit_code == 0, result.exception
+    said = result.stderr
+    assert "warning: " in said
+    assert "[b] broken.png" in said
+    assert "25 good pictures" in said
+
+
+@pytest.mark.parametrize(
+    "options", [("--method", "median"), ("--false-alarm-rate", "1.5")], ids=["unknown method", "rate above 1"]
+)
+def test_a_wrong_call_names_the_option(
+    red_bundle: Bundle, red_pictures: Path, invoke: Invoke, options: tuple[str, ...]
+) -> None:
+    result = invoke("calibrate", red_bundle.path, red_pictures, *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
+def test_an_unknown_precision_lists_the_known_ones(red_bundle: Bundle, red_pictures: Path, invoke: Invoke) -> None:
+    refused = invoke("calibrate", red_bundle.path, red_pictures, "--precision", "int4").exception
+    assert isinstance(refused, UsageError)
+    assert str(refused) == "unknown precision 'int4': choose from fp32, fp16, int8"

@@ -1,0 +1,102 @@
+"""`adedge inspect`: the facts of a bundle for people and for machines, and every file that is not as it was written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+from adedge.bundle import Bundle, Difference, Graph
+from adedge.errors import BundleError
+
+Adedge = Callable[..., subprocess.CompletedProcess[str]]
+Invoke = Callable[..., Result]
+
+
+def test_inspect_shows_what_a_person_wants_to_know(bundle: Path, adedge: Adedge) -> None:
+    result = adedge("inspect", bundle)
+    assert result.returncode == 0
+    for fact in ("oesdn", "48 × 64 × 1 gray", "dssim 7 × 7", "uniform 32", "pytorch/fp32", "0.125", "1.00%", "120"):
+        assert fact in result.stdout
+
+
+def test_inspect_json_is_the_manifest(bundle: Path, adedge: Adedge) -> None:
+    record = json.loads(adedge("inspect", bundle, "--json").stdout)
+    assert record["problems"] == []
+    assert record["engines"] == {}
+    assert record["signed_by"] is None
+    assert record["files"].keys() == {"weights.safetensors"}
+    assert record["thresholds"]["pytorch/fp32"]["value"] == 0.125
+
+
+def test_inspect_finds_one_changed_byte(bundle: Path, adedge: Adedge) -> None:
+    (bundle / "weights.safetensors").write_bytes(b"Weights")
+    result = adedge("inspect", bundle, "--json")
+    assert result.returncode == 1
+    assert "not the file that was written" in result.stderr
+    assert len(json.loads(result.stdout)["problems"]) == 1
+
+
+def test_graphs_and_engines_are_shown_with_their_differences(red_bundle: Bundle, invoke: Invoke) -> None:
+    difference = Difference(map_error=1.25e-4, score_error=2.5e-5, frames=32, flips=1, auroc_change=-0.0078)
+    graph = Graph(
+        file="model.fp32.onnx",
+        opset=17,
+        inputs=("frame",),
+        outputs=("map",),
+        with_scoring=False,
+        weights_sha256="",
+        difference=difference,
+    )
+    with red_bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(graphs={"model.fp32": graph.model_dump()})
+    shown = invoke("inspect", red_bundle.path).stdout
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+    assert rows["model.fp32"] == ["model.fp32", "17", "1.25e-04", "2.50e-05", "1", "of", "32", "-0.0078"]
+    assert rows["onnxruntime-int8"] == ["onnxruntime-int8", "1", "–", "–", "–", "–"]
+    assert rows["signed"] == ["signed", "no"]
+    record = json.loads(invoke("inspect", red_bundle.path, "--json").stdout)
+    assert record["graphs"]["model.fp32"]["difference"]["flips"] == 1
+    assert record["engines"].keys() == {"onnxruntime-fp32", "onnxruntime-int8"}
+    assert record["engines"]["onnxruntime-fp32"]["plan"] == "engines/onnxruntime-fp32/engine.onnx"
+
+
+def test_each_problem_is_told_and_what_is_damaged_is_not_shown(red_bundle: Bundle, invoke: Invoke) -> None:
+    for name in ("engines/onnxruntime-int8/engine.json", "golden.npz"):
+        (red_bundle.path / name).unlink()
+        (red_bundle.path / name).write_text("{}")
+    (red_bundle.path / "stranger.bin").write_bytes(b"")
+    result = invoke("inspect", red_bundle.path, "--json")
+    record = json.loads(result.stdout)
+    assert record["engines"].keys() == {"onnxruntime-fp32"}
+    assert len(record["problems"]) == 3
+    assert isinstance(result.exception, BundleError)
+    assert str(result.exception) == "; ".join(record["problems"])
+
+
+def test_a_signature_is_named_and_said_to_be_checked_only_where_it_was(
+    bundle: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    invoke("keygen", tmp_path / "key")
+    invoke("sign", bundle, "--key", tmp_path / "key")
+    for options, checked in (((), False), (("--require-signature", tmp_path / "key.pub"), True)):
+        record = json.loads(invoke("inspect", bundle, "--json", *options).stdout)
+        assert record["signature_checked"] == checked
+        shown = " ".join(invoke("inspect", bundle, *options).stdout.split())
+        assert f"by {record['signed_by']}" in shown
+        assert ("(verified)" in shown, "(not verified: add --require-signature" in shown) == (checked, not checked)
+
+
+def test_which_weights_a_backbone_had_is_said(bundle: Path, invoke: Invoke) -> None:
+    for options, expected in (
+        ({"weights": "none"}, "random features: none pretrained"),
+        ({"weights": "IMAGENET1K_V1", "weights_digest": "ab" * 32}, "weights IMAGENET1K_V1, sha256 abababababababab"),
+    ):
+        opened = Bundle.open(bundle)
+        source = opened.manifest.provenance.model_copy(update={"options": options})
+        with opened.edit() as draft:
+            draft.manifest = draft.manifest.replace(provenance=source.model_dump())
+        assert f"backbone {expected}" in " ".join(invoke("inspect", bundle).stdout.split())

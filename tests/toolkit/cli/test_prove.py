@@ -1,0 +1,136 @@
+"""`adedge prove`: on a device without training packages, its sentences, its gates and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from adedge.bundle import Bundle
+from adedge.cli.prove import summary_of
+from adedge.data.datasets import Sample
+from adedge.errors import EngineError, GateError
+from adedge.export.proof import Proof, pictures_with_scores
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def bundle(red_bundle: Bundle) -> Bundle:
+    return red_bundle
+
+
+@pytest.fixture
+def pictures(red_pictures: Path) -> Path:
+    return red_pictures
+
+
+def adedge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command on a device: none of the packages that training and exporting need."""
+    absent = ("torch", "torchvision", "safetensors", "onnx", "scipy", "skimage", "matplotlib")
+    script = f"import sys; sys.modules.update(dict.fromkeys({absent})); from adedge.cli import main; main()"
+    words = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
+def test_a_device_needs_neither_pytorch_nor_onnx(bundle: Bundle, pictures: Path) -> None:
+    fitted = adedge("calibrate", bundle.path, pictures, "--thresholds-only", "--false-alarm-rate", 0.2)
+    assert fitted.returncode == 0, fitted.stderr
+    proved = adedge("prove", bundle.path, pictures, "--json", "--max-flips", 0)
+    assert proved.returncode == 0, proved.stderr
+    assert {one["engine"]: one["flips"] for one in json.loads(proved.stdout)["proofs"]} == {
+        "onnxruntime/fp32": 0,
+        "onnxruntime/int8": 0,
+    }
+    assert "on all 25 pictures" in proved.stderr
+
+
+def test_gates_and_what_cannot_run_have_exit_codes(
+    bundle: Bundle, pictures: Path, red_samples: tuple[Sample, ...]
+) -> None:
+    pictures_with_scores(bundle, red_samples)
+    flips = adedge("prove", bundle.path, pictures, "--max-flips", 0)
+    assert flips.returncode == 1
+    assert "onnxruntime/int8 decides 1 of 25 pictures otherwise than the model" in flips.stderr
+    assert adedge("prove", bundle.path, pictures, "--max-flips", 1).returncode == 0
+    nothing = adedge("prove", bundle.path, "--target", "tensorrt")
+    assert nothing.returncode == 1
+    assert "run 'adedge build-engine" in nothing.stderr
+
+
+def test_the_golden_frames_alone_are_a_proof_of_four_pictures(bundle: Bundle, invoke: Invoke) -> None:
+    result = invoke("prove", bundle.path, "--json")
+    assert result.exit_code == 0, result.exception
+    record = json.loads(result.stdout)
+    assert record["bundle"] == str(bundle.path)
+    assert [(one["engine"], one["pictures"], one["flips"]) for one in record["proofs"]] == [
+        ("onnxruntime/fp32", 4, 0),
+        ("onnxruntime/int8", 4, 0),
+    ]
+    assert record["proofs"][1]["golden"]["score_error"] == pytest.approx(0.08 * 240 / 255, abs=1e-6)
+    # 4 pictures without a flip leave 1 - 0.05 ** (1 / 4).
+    assert "on at most 52.71% of such pictures" in result.stderr
+    table = invoke("prove", bundle.path).stdout
+    assert [line.split()[0] for line in table.splitlines()] == ["engine", "onnxruntime/fp32", "onnxruntime/int8"]
+    assert "0 of 4" in table
+
+
+@pytest.mark.parametrize(
+    ("flips", "words"),
+    [(0, "decides as the model did on all 250 pictures"), (3, "decides as the model did on all but 3 of 250 pictures")],
+)
+def test_a_proof_in_words(flips: int, words: str) -> None:
+    proof = Proof(engine="tensorrt/int8", pictures=250, flips=flips, flip_rate=0.03064)
+    assert summary_of(proof) == (
+        f"tensorrt/int8 {words}: with 95% confidence it differs on at most 3.06% of such pictures"
+    )
+
+
+def test_without_thresholds_there_are_no_verdicts_and_no_gate_of_them(bundle: Bundle, invoke: Invoke) -> None:
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={})
+    result = invoke("prove", bundle.path)
+    assert result.exit_code == 0, result.exception
+    assert "onnxruntime/int8: no verdicts to compare; fit its threshold with" in result.stderr
+    refused = invoke("prove", bundle.path, "--max-flips", 0).exception
+    assert isinstance(refused, GateError)
+    assert str(refused).startswith("--max-flips cannot be checked for onnxruntime/fp32: it lacks a threshold")
+
+
+def test_an_engine_that_does_not_run_counts_where_it_was_asked_for(bundle: Bundle, invoke: Invoke) -> None:
+    plan = bundle.path / "engines/onnxruntime-int8/engine.onnx"
+    plan.unlink()
+    plan.write_bytes(b"changed")
+    rest = invoke("prove", bundle.path)
+    assert rest.exit_code == 0, rest.exception
+    assert "warning: onnxruntime/int8: " in rest.stderr
+    assert "not run here" in rest.stdout
+    asked = invoke("prove", bundle.path, "--target", "onnxruntime").exception
+    assert isinstance(asked, GateError)
+    assert str(asked) == "not proved: onnxruntime/int8 (see above)"
+    alone = invoke("prove", bundle.path, "--precision", "int8").exception
+    assert isinstance(alone, EngineError)
+    assert "no engine of" in str(alone)
+
+
+def test_an_engine_beyond_its_tolerance_is_not_proved(
+    bundle: Bundle, graph_that_shows_red: Callable[[float], bytes], invoke: Invoke
+) -> None:
+    """Golden frames that are half as bright as the model's maps say."""
+    record = bundle.json("engines/onnxruntime-fp32/engine.json")
+    graph = graph_that_shows_red(0.5)
+    with bundle.edit() as draft:
+        digests = {draft.write(name, graph).sha256 for name in (record["graph"], record["plan"])}
+        (digest,) = digests
+        draft.write_json(
+            "engines/onnxruntime-fp32/engine.json", {**record, "plan_sha256": digest, "graph_sha256": digest}
+        )
+    result = invoke("prove", bundle.path)
+    assert isinstance(result.exception, GateError)
+    assert str(result.exception) == "not proved: onnxruntime/fp32 (see above)"
+    assert "onnxruntime/fp32 differs from the model by" in result.stderr

@@ -1,0 +1,76 @@
+"""What people see: progress in a log file and in a terminal, and file names printed as they are."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from adedge import console as module
+from adedge.console import note, output, progress, warn
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """The console as a terminal of 100 columns; what it shows."""
+    shown = io.StringIO()
+    made = Console(file=shown, force_terminal=True, width=100, highlight=False, emoji=False, _environ={})
+    monkeypatch.setattr(module, "console", made)
+    return shown
+
+
+def test_off_a_terminal_there_is_one_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("train") as step:
+        for done in range(1, 41):
+            step(done, 40, f"loss {done}")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    # The first step is in the tenth that begins with 0, the others are the first ones of theirs.
+    assert shown.err.splitlines() == [f"train: {done}/40 loss {done}" for done in (1, *range(4, 41, 4))]
+
+
+def test_each_part_of_the_work_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("calibrate") as step:
+        for text in ("ranges", "scores"):
+            for done in (0, 1, 2):
+                step(done, 2, text)
+    assert capsys.readouterr().err.splitlines() == [
+        f"calibrate: {done}/2 {text}" for text in ("ranges", "scores") for done in (0, 1, 2)
+    ]
+
+
+def test_work_of_unknown_length_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("run") as step:
+        step(0, 0, "begins")
+    assert capsys.readouterr().err == "run: 0/0 begins\n"
+
+
+def test_progress_prints_markup_and_emoji_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("train") as step:
+        step(0, 1, "[bold]part[/bold] synthetic:brick:")
+    assert capsys.readouterr().err == "train: 0/1 [bold]part[/bold] synthetic:brick:\n"
+
+
+def test_in_a_terminal_there_is_a_bar(terminal: io.StringIO) -> None:
+    with progress("train") as step:
+        step(3, 40, "loss")
+    shown = terminal.getvalue()
+    assert "train" in shown
+    assert "3/40" in shown
+    assert "loss" in shown
+
+
+def test_notes_and_warnings_go_to_stderr_and_tables_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    note("[red]pictures[/red]/[1].png")
+    warn("[a] broken.png: no picture")
+    output.print("table")
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == ["[red]pictures[/red]/[1].png", "warning: [a] broken.png: no picture"]
+    assert shown.out == "table\n"
+
+
+def test_what_looks_like_markup_in_a_warning_is_no_markup(terminal: io.StringIO) -> None:
+    warn("[bold]x[/bold]")
+    assert "[bold]x[/bold]" in terminal.getvalue()
+    assert "\x1b[33mwarning:" in terminal.getvalue()  # yellow

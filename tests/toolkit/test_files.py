@@ -1,0 +1,99 @@
+"""A file is replaced as a whole or not at all, whatever goes wrong, and nothing is left beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adedge.files import flush, write_whole
+
+
+def test_text_is_utf_8_and_bytes_are_as_given(tmp_path: Path) -> None:
+    write_whole(tmp_path / "text", "Größe ≤ 5 µm\n")
+    assert (tmp_path / "text").read_bytes() == b"Gr\xc3\xb6\xc3\x9fe \xe2\x89\xa4 5 \xc2\xb5m\n"
+    write_whole(tmp_path / "bytes", b"\r\n\x00\xff")
+    assert (tmp_path / "bytes").read_bytes() == b"\r\n\x00\xff"
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("a much longer text that was there before")
+    with path.open() as reader:
+        write_whole(path, "new")
+        assert reader.read() == "a much longer text that was there before"  # who reads it already keeps the old file
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def refuse(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("old", ["old", None], ids=["replacing", "new"])
+@pytest.mark.parametrize("fail", [refuse, interrupt], ids=["disk full", "ctrl-c"])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_what_fails_leaves_the_old_contents_and_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, fail: Callable[..., None], old: str | None
+) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+    before = {one.name: one.read_text() for one in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", fail) if where == "fsync" else monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt if fail is interrupt else OSError):
+        write_whole(path, "new")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == before
+
+
+def test_the_data_is_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync of the file, then the new name, then fsync of the folder that holds the name."""
+    path, seen = tmp_path / "file", []
+    fsync, kinds = os.fsync, {True: "folder", False: "file"}
+
+    def note(descriptor: int) -> None:
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
+        seen.append((kinds[opened.is_dir()], opened.read_bytes() if opened.is_file() else b"", path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_whole(path, b"data")
+    assert seen == [("file", b"data", False), ("folder", b"", True)]
+
+
+def test_a_killed_writer_leaves_the_old_contents(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from adedge.files import write_whole\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(Path(sys.argv[1]), 'new')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "absent" / "file", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file", "."])
+def test_flushing_closes_what_it_opens(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a list of descriptors, not of files
+    flush(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
