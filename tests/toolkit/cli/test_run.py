@@ -203,6 +203,24 @@ def test_wrong_calls_are_one_sentence(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--batch", "9"), ("--policy", "latest", "--batch", "2"), ("--video", "film.gif")],
+    ids=["batch", "policy", "video"],
+)
+def test_a_refused_call_leaves_the_file_of_verdicts_alone(
+    bundle: Path, pictures: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    old.write_text("an earlier run\n")
+    for path in (old, new):
+        result = run(bundle, pictures, "--jsonl", path, *options)
+        assert result.returncode == 2, result.stderr
+        assert "0 frames" not in result.stderr
+    assert old.read_text() == "an earlier run\n"
+    assert not new.exists()
+
+
 def test_missing_source(bundle: Path) -> None:
     result = run(bundle, "/dev/video97")
     assert result.returncode == 1
