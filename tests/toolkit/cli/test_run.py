@@ -190,7 +190,7 @@ def test_unreadable_picture_is_named_and_counted(bundle: Path, pictures: Path, t
         (("--target", "tensorrt"), 1, "adedge build-engine"),
         (("--batch", "9"), 2, "takes 1 to 4 frames at once"),
         (("--policy", "latest", "--batch", "2"), 2, "policy 'every'"),
-        (("--video", "film.gif"), 2, "names no kind of video"),
+        (("--video", "film.gif"), 2, "is not a supported kind of video"),
         (("--jsonl", "/dev/full"), 1, "the disk that holds /dev/full is full"),
         (("--precision", "int4"), 2, "int4"),
     ],
