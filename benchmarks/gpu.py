@@ -35,7 +35,8 @@ from adedge.runtime.cuda.driver import Gpu, Launch, Resources, load_cuda
 from adedge.runtime.cuda.graph import Graph
 from adedge.runtime.cuda.inspector import CudaInspector
 from adedge.runtime.cuda.kernel_cache import KERNELS, Compiler, find_compiler, kernel_image
-from adedge.runtime.cuda.launches import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.launches import Picture, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.score_plan import ScorePlan
 from adedge.runtime.preprocess import Preprocessor
 from adedge.runtime.sources import Frame
 from adedge.runtime.tiling import cut_tiles, merge_maximum

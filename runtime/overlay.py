@@ -46,8 +46,8 @@ def overlay(frame: Picture, anomaly_map: Map, threshold: float, *, outline: bool
 
     ``frame`` is uint8 (H, W), (H, W, 1) or (H, W, 3) BGR; the map is float32 of any size and is resized to the frame.
     The heat starts to show halfway between the scale's lower end and the threshold, and has full opacity from the
-    threshold on, so that ordinary regions look unchanged. ``outline`` draws a white line around the pixels that exceed the threshold; if the
-    score is the map's maximum, they decide the verdict.
+    threshold on, so that ordinary regions look unchanged. ``outline`` draws a white line around the pixels
+    that exceed the threshold; if the score is the map's maximum, they decide the verdict.
     """
     picture = bgr_from_frame(frame)
     height, width = picture.shape[:2]
