@@ -1,24 +1,22 @@
-"""What the kernels and the frame loop take on an NVIDIA GPU, after every one of them was compared with the reference.
+"""Times the kernels and the frame loop on an NVIDIA GPU, after comparing every kernel with its reference.
 
     python -m adedge.benchmarks.gpu [--output gpu.json] [--rounds 50] [--batch 256]
 
-One call does everything that the machine allows and says what it left out and why. Kernels are launched through the
-driver's own interface (ctypes on libcuda), so that neither pycuda nor TensorRT is needed; the frame loop needs pycuda.
-First each kernel's whole result is compared with `adedge.scoring` or OpenCV: a kernel that differs is reported and not
-timed. Times are medians of CUDA events around a run of launches that walks through several buffers, together larger
-than the GPU's cache. The floor of a kernel is the time that its compulsory bytes take at the bandwidth of a copy on the
-same device, measured here.
+One call measures everything that the machine supports, and reports what it left out and why. Kernels are launched
+through the driver API (ctypes on libcuda), which requires neither pycuda nor TensorRT; the frame loop requires pycuda.
+Each kernel's complete result is first compared with `adedge.scoring` or OpenCV; a kernel that differs is reported, but
+not timed. Times are medians of CUDA events around a series of launches that cycles through several buffers, together
+larger than the GPU's cache. The floor of a kernel is the time for its compulsory memory traffic at the bandwidth of a
+device copy, measured on the same GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import importlib.util
 import json
 import statistics
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,171 +27,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.benchmarks.cuda_device import Device
 from adedge.benchmarks.machine import machine_facts
 from adedge.errors import AdedgeError, EngineError, MissingDependency
-from adedge.runtime.cuda.driver import Gpu, Launch, Resources, load_cuda
-from adedge.runtime.cuda.graph import Graph
+from adedge.runtime.cuda.driver import Gpu, Resources, load_cuda
 from adedge.runtime.cuda.inspector import CudaInspector
-from adedge.runtime.cuda.kernel_cache import KERNELS, Compiler, find_compiler, kernel_image
-from adedge.runtime.cuda.launches import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.launches import Picture, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.score_plan import ScorePlan
 from adedge.runtime.preprocess import Preprocessor
 from adedge.runtime.sources import Frame
 from adedge.runtime.tiling import cut_tiles, merge_maximum
 from adedge.scoring import maps_and_scores
 from adedge.specs import Dssim, Gaussian, InputSpec, Opening, ReadyMap, ScoreSpec, Tiling, Uniform
 
-FLOOR_ALLOWED, BATCH_ONE_ALLOWED_US, COMPOSITION_ASKED, LOOP_ALLOWED_US = 2.0, 25.0, 3.0, 60.0
-"""Promised: within twice the floor at batch 256; 25 us at batch 1; 3 times the composition; 60 us a frame around it."""
+MAX_FLOOR_RATIO, MAX_BATCH_ONE_US, MIN_SPEEDUP, MAX_LOOP_US = 2.0, 25.0, 3.0, 60.0
+"""Goals: twice the floor at batch 256; 25 us at batch 1; 3 times as fast as PyTorch; 60 us of overhead per frame."""
 
-CACHE_BYTES = 256 << 20  # more than any GPU's cache: buffers that are walked through add up to this
-COMPUTE_CAPABILITY, MULTIPROCESSORS = (75, 76), 16  # cuDeviceGetAttribute
-
-
-class Device:
-    """CUDA's device 0 through ctypes: memory, launches and events, with every status checked."""
-
-    def __init__(self, compiler: Compiler | None = None, cache: Path | None = None) -> None:
-        """Raises `EngineError` where there is no driver, no GPU, or no compiler."""
-        try:
-            self._library = ctypes.CDLL("libcuda.so.1")
-        except OSError as exc:
-            raise EngineError(f"this machine has no NVIDIA driver ({exc}): run it where a GPU is") from exc
-        self._call("cuInit", 0)
-        handle, self._context = ctypes.c_int(), ctypes.c_void_p()
-        self._call("cuDeviceGet", ctypes.byref(handle), 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle)
-        self._call("cuCtxPushCurrent_v2", self._context)
-        self._compiler = compiler or find_compiler()
-        self._cache = cache
-        self._modules: dict[str, ctypes.c_void_p] = {}
-        self._functions: dict[str, ctypes.c_void_p] = {}
-        self._memory: list[int] = []
-        self._stream = ctypes.c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
-        self._events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in self._events:
-            self._call("cuEventCreate", ctypes.byref(event), 0)
-        name = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", name, 256, handle)
-        self.name = name.value.decode()
-        values = [self._attribute(attribute, handle) for attribute in COMPUTE_CAPABILITY]
-        self.architecture = "sm_{}{}".format(*values)
-        self.multiprocessors = self._attribute(MULTIPROCESSORS, handle)
-        version = ctypes.c_int()
-        self._call("cuDriverGetVersion", ctypes.byref(version))
-        self.cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        self.compiler = self._compiler.name
-
-    def _attribute(self, attribute: int, handle: ctypes.c_int) -> int:
-        value = ctypes.c_int()
-        self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, handle)
-        return value.value
-
-    def _call(self, name: str, *arguments: object) -> None:
-        result = getattr(self._library, name)(*arguments)
-        if result != 0:
-            text = ctypes.c_char_p()
-            self._library.cuGetErrorString(result, ctypes.byref(text))
-            raise EngineError(f"{name} failed: {(text.value or b'unknown error').decode()} ({result})")
-
-    def allocate(self, size: int) -> int:
-        """The address of ``size`` bytes, which live until `free`."""
-        address = ctypes.c_ulonglong()
-        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-        self._memory.append(address.value)
-        return address.value
-
-    def upload(self, array: NDArray[Any]) -> int:
-        """The address of a copy of an array."""
-        whole = np.ascontiguousarray(array)
-        address = self.allocate(whole.nbytes)
-        self.fill(address, whole)
-        return address
-
-    def fill(self, address: int, array: NDArray[Any]) -> None:
-        """Copy an array to an address."""
-        if array.size:
-            host, size = array.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(array.nbytes)
-            self._call("cuMemcpyHtoD_v2", ctypes.c_ulonglong(address), host, size)
-
-    def download(self, address: int, shape: Sequence[int], dtype: type = np.float32) -> NDArray[Any]:
-        """What is at an address, after everything that was launched."""
-        array: NDArray[Any] = np.empty(shape, dtype)
-        self._call("cuStreamSynchronize", self._stream)
-        host, size = array.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(array.nbytes)
-        self._call("cuMemcpyDtoH_v2", host, ctypes.c_ulonglong(address), size)
-        return array
-
-    def copy(self, target: int, origin: int, size: int) -> None:
-        """Enqueue a copy on the device."""
-        addresses = ctypes.c_ulonglong(target), ctypes.c_ulonglong(origin)
-        self._call("cuMemcpyDtoDAsync_v2", *addresses, ctypes.c_size_t(size), self._stream)
-
-    def free(self) -> None:
-        """Free everything that was allocated."""
-        self._call("cuStreamSynchronize", self._stream)
-        for address in self._memory:
-            self._call("cuMemFree_v2", ctypes.c_ulonglong(address))
-        self._memory.clear()
-
-    def launch(self, launch: Launch) -> None:
-        """Enqueue a kernel, compiled when it is first launched."""
-        arguments = ctypes.create_string_buffer(struct.pack(launch.signature, *launch.arguments))
-        size = ctypes.c_size_t(struct.calcsize(launch.signature))
-        extra = (ctypes.c_void_p * 5)(
-            1, ctypes.cast(arguments, ctypes.c_void_p), 2, ctypes.cast(ctypes.pointer(size), ctypes.c_void_p), 0
-        )
-        function = self._functions.get(launch.kernel) or self._function(launch)
-        self._call("cuLaunchKernel", function, *launch.grid, *launch.block, launch.shared, self._stream, None, extra)
-
-    def _function(self, launch: Launch) -> ctypes.c_void_p:
-        if launch.family not in self._modules:
-            source = KERNELS / f"{launch.family}.cu"
-            module = ctypes.c_void_p()
-            image = kernel_image(source, self.architecture, self._compiler, self._cache)
-            self._call("cuModuleLoadData", ctypes.byref(module), image)
-            self._modules[launch.family] = module
-        function = ctypes.c_void_p()
-        self._call("cuModuleGetFunction", ctypes.byref(function), self._modules[launch.family], launch.kernel.encode())
-        if launch.shared > 48 << 10:
-            self._call("cuFuncSetAttribute", function, 8, launch.shared)
-        self._functions[launch.kernel] = function
-        return function
-
-    def captured(self, work: Callable[[], None]) -> Graph:
-        """What ``work`` enqueues, as one graph: launched like that, the host's share of a launch is not timed."""
-        return Graph(self._stream.value or 0, work)
-
-    def replay(self, graph: Graph) -> None:
-        """Enqueue a graph."""
-        graph.launch(self._stream.value or 0)
-
-    def milliseconds(self, work: Callable[[], None]) -> float:
-        """GPU time from before to after what ``work`` enqueues."""
-        self._call("cuEventRecord", self._events[0], self._stream)
-        work()
-        self._call("cuEventRecord", self._events[1], self._stream)
-        self._call("cuEventSynchronize", self._events[1])
-        elapsed = ctypes.c_float()
-        name = "cuEventElapsedTime_v2" if hasattr(self._library, "cuEventElapsedTime_v2") else "cuEventElapsedTime"
-        self._call(name, ctypes.byref(elapsed), *self._events)
-        return elapsed.value
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.free()
-        for event in self._events:
-            self._call("cuEventDestroy_v2", event)
-        self._call("cuStreamDestroy_v2", self._stream)
-        for module in self._modules.values():
-            self._call("cuModuleUnload", module)
-        self._call("cuCtxPopCurrent_v2", ctypes.byref(self._context))
-        self._call("cuDevicePrimaryCtxRelease_v2", 0)
+CACHE_BYTES = 256 << 20  # total size of the buffers that a measurement cycles through: more than any GPU's cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A measurement: the median of the samples, and what its compulsory bytes need at least."""
+    """A measurement: the samples, their median, and the floor set by the compulsory memory traffic."""
 
     name: str
     microseconds: float
@@ -205,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A comparison with the reference over a whole result: the largest difference, and what is allowed."""
+    """A comparison of a complete result with its reference: the largest and the allowed difference."""
 
     name: str
     difference: float
@@ -213,7 +68,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Not a number fails."""
+        """Whether the difference is allowed; NaN is not."""
         return self.difference <= self.allowed
 
 
@@ -225,7 +80,7 @@ NETWORK_INPUT = InputSpec(
 
 
 def pictures(n: int, seed: int) -> NDArray[np.float32]:
-    """Smooth noise in 0 to 1, float32 (n, *SHAPE): windows of it differ in mean and in variance."""
+    """Smooth noise from 0 to 1, float32 (n, *SHAPE), whose windows differ in mean and variance."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((n, SHAPE[0], SHAPE[1] // 8, SHAPE[2] // 8), np.float32)
     smooth = coarse.repeat(8, axis=2).repeat(8, axis=3)
@@ -242,11 +97,11 @@ CHECKED: dict[str, ScoreSpec] = {
     "opening 3, uniform 7": ScoreSpec(comparison=ReadyMap(), filters=(Opening(size=3), Uniform(size=7)), reduce="mean"),
     "opening 6": ScoreSpec(comparison=ReadyMap(), filters=(Opening(size=6),), margin=3),
 }
-"""What is compared with the reference besides what is timed: every family of scoring kernels."""
+"""Specs that are compared with the reference but not timed: they cover every family of scoring kernels."""
 
 
 class Scoring:
-    """A score of batches of ``n`` on the device, with as many buffers as are added."""
+    """Scoring of batches of ``n`` on the device, with one set of buffers per call of `add`."""
 
     def __init__(self, device: Device, spec: ScoreSpec, n: int) -> None:
         self.device, self.spec, self.n = device, spec, n
@@ -259,7 +114,7 @@ class Scoring:
         self.buffers: list[tuple[list[int], int, int]] = []
 
     def add(self, seed: int) -> None:
-        """One more batch of the network's outputs, and where its maps and scores go."""
+        """Add a batch of network outputs, and buffers for its maps and scores."""
         arrays = [pictures(self.n, 2 * seed + index) for index in range(len(self.outputs))]
         self.hosts.append([array if len(self.outputs) == 2 else array[:, 0] for array in arrays])
         addresses = [self.device.upload(array) for array in self.hosts[-1]]
@@ -267,7 +122,7 @@ class Scoring:
         self.buffers.append((addresses, maps, self.device.allocate(4 * self.n)))
 
     def run(self, index: int) -> None:
-        """Score the pair of that index, counted round."""
+        """Score the batch with this index, modulo the number of batches."""
         images, maps, scores = self.buffers[index % len(self.buffers)]
         for launch in self.plan.launches(images, self.n, maps, scores, self.scratch):
             self.device.launch(launch)
@@ -276,38 +131,38 @@ class Scoring:
         """Compare maps and scores of the first and last two pictures with `adedge.scoring`."""
         self.run(0)
         _, maps, scores = self.buffers[0]
-        chosen = sorted({index for index in (0, 1, self.n - 2, self.n - 1) if 0 <= index < self.n})
-        got_maps = self.device.download(maps, (self.n, *SHAPE[1:]))[chosen]
-        got_scores = self.device.download(scores, (self.n,))[chosen]
-        wanted_maps, wanted_scores = maps_and_scores(self.spec, [array[chosen] for array in self.hosts[0]])
-        difference = max(np.abs(got_maps - wanted_maps).max(), np.abs(got_scores - wanted_scores).max())
+        indices = sorted({index for index in (0, 1, self.n - 2, self.n - 1) if 0 <= index < self.n})
+        device_maps = self.device.download(maps, (self.n, *SHAPE[1:]))[indices]
+        device_scores = self.device.download(scores, (self.n,))[indices]
+        expected_maps, expected_scores = maps_and_scores(self.spec, [array[indices] for array in self.hosts[0]])
+        difference = max(np.abs(device_maps - expected_maps).max(), np.abs(device_scores - expected_scores).max())
         return Check(name=name, difference=float(difference), allowed=1e-4)
 
 
-def measured(device: Device, rounds: int, launches: int, run: Callable[[int], None]) -> tuple[float, ...]:
-    """Microseconds a launch, ``rounds`` times: each the mean over ``launches`` in one graph, after a warm-up."""
-    run(0)  # compiles and loads, which a capture forbids
+def measure_us(device: Device, rounds: int, launches: int, run: Callable[[int], None]) -> tuple[float, ...]:
+    """Microseconds per launch, one sample per round: the mean over ``launches`` in one graph, after a warm-up."""
+    run(0)  # compiles and loads the kernels, which is not possible during a capture
 
     def several() -> None:
         for index in range(launches):
             run(index)
 
-    graph = device.captured(several)
+    graph = device.capture(several)
     samples = [device.milliseconds(partial(device.replay, graph)) for _ in range(rounds + 2)]
     graph.close()
     return tuple(1e3 * elapsed / launches for elapsed in samples[2:])
 
 
 def copy_bandwidth(device: Device, size: int, rounds: int) -> float:
-    """Bytes a second that a copy on the device moves, reading and writing counted."""
+    """Bandwidth of a copy on the device in bytes per second, counting both reading and writing."""
     source, target = device.allocate(size), device.allocate(size)
-    samples = measured(device, rounds, 4, lambda _: device.copy(target, source, size))
+    samples = measure_us(device, rounds, 4, lambda _: device.copy(target, source, size))
     device.free()
     return 2 * size / (statistics.median(samples) * 1e-6)
 
 
 def time_scoring(device: Device, n: int, rounds: int, bandwidth: float) -> tuple[Check, Row | None]:
-    """Correctness, then time, of the whole scoring at one batch size."""
+    """Check, then time, the complete scoring at one batch size."""
     scoring = Scoring(device, SCORE, n)
     copies = max(2, -(-CACHE_BYTES // scoring.input_bytes))
     for seed in range(copies):
@@ -315,13 +170,13 @@ def time_scoring(device: Device, n: int, rounds: int, bandwidth: float) -> tuple
     check = scoring.check(f"DSSIM 7, uniform 32, max, batch {n}")
     row = None
     if check.passed:
-        samples = measured(device, rounds, copies, scoring.run)
+        samples = measure_us(device, rounds, copies, scoring.run)
         floor = (scoring.input_bytes + 4 * n) / bandwidth * 1e6
         median = statistics.median(samples)
         promised, kept = (
-            (f"at most {BATCH_ONE_ALLOWED_US:.0f} us", median <= BATCH_ONE_ALLOWED_US)
+            (f"at most {MAX_BATCH_ONE_US:.0f} us", median <= MAX_BATCH_ONE_US)
             if n == 1
-            else (f"at most {FLOOR_ALLOWED:.0f} times the floor", median <= FLOOR_ALLOWED * floor)
+            else (f"at most {MAX_FLOOR_RATIO:.0f} times the floor", median <= MAX_FLOOR_RATIO * floor)
         )
         row = Row(
             name=check.name,
@@ -336,7 +191,7 @@ def time_scoring(device: Device, n: int, rounds: int, bandwidth: float) -> tuple
 
 
 def check_families(device: Device) -> list[Check]:
-    """Every family of scoring kernels, and the tiles, against the reference."""
+    """Compare every family of scoring kernels, and the tile kernels, with the reference."""
     checks = []
     for name, spec in CHECKED.items():
         scoring = Scoring(device, spec, 3)
@@ -350,7 +205,7 @@ def check_families(device: Device) -> list[Check]:
 
 
 def check_tiles(device: Device, *, nv12: bool) -> Check:
-    """Tiles cut, scaled and merged on the device, against `cut_tiles`, `Preprocessor` and `merge_maximum`."""
+    """Compare tiles cut, scaled and merged on the device with `cut_tiles`, `Preprocessor` and `merge_maximum`."""
     tile, size = 16, (46, 62)
     tiling = Tiling(tile=tile, stride=7)
     spec = InputSpec(height=tile, width=tile, channels=1, color="gray", resize="tile", tiling=tiling)
@@ -358,64 +213,63 @@ def check_tiles(device: Device, *, nv12: bool) -> Check:
     frame = Frame(0, 0, image, "noise", nv12)
     tiles, origins = cut_tiles(frame.picture, tiling)
     n = len(tiles)
-    where = device.upload(np.array(origins, np.int32))
+    tile_origins = device.upload(np.array(origins, np.int32))
     cut, merged = device.allocate(4 * n * tile * tile), device.allocate(4 * size[0] * size[1])
-    device.launch(tiles_launch(spec, Picture(device.upload(image), *size, 1, nv12), where, n, cut))
-    device.launch(merge_launch(cut, where, n, tile, merged, size, first=True))
+    device.launch(tiles_launch(spec, Picture(device.upload(image), *size, 1, nv12), tile_origins, n, cut))
+    device.launch(merge_launch(cut, tile_origins, n, tile, merged, size, first=True))
     values = np.zeros((n, *spec.shape), np.float32)
     Preprocessor(spec, n)(tiles, values)
-    wanted = np.full(size, -np.inf, np.float32)
-    merge_maximum(wanted, values[:, 0], origins)
-    got = device.download(merged, size)
+    expected = np.full(size, -np.inf, np.float32)
+    merge_maximum(expected, values[:, 0], origins)
+    result = device.download(merged, size)
     return Check(
         name="tiles, merged" + (", NV12" if nv12 else ""),
-        difference=float(np.abs(got - wanted).max()),
-        # OpenCV converts NV12 within one grey level of its portable code.
+        difference=float(np.abs(result - expected).max()),
+        # OpenCV's optimised NV12 conversion may differ from its portable code by one grey level.
         allowed=1.01 / 255 if nv12 else 1e-6,
     )
 
 
 def time_composition(n: int, rounds: int, ours: float) -> Row:
-    """The same scoring composed of PyTorch's operations, on PyTorch's stream with PyTorch's events.
+    """Time the same scoring composed of PyTorch operations, on PyTorch's stream with PyTorch's events.
 
-    Raises `MissingDependency` without torch, `EngineError` where it has no GPU or gives another result.
+    Raises `MissingDependency` if torch is not installed, `EngineError` if it has no GPU or its result differs.
     """
     torch = _torch()
     hosts = _pairs(n)
-    pairs = _uploaded(torch, hosts)
+    pairs = _upload(torch, hosts)
     score = composed(*pairs[0])[:4].cpu().numpy()
-    _, wanted = maps_and_scores(SCORE, [array[:4] for array in hosts[0]])
-    if np.abs(score - wanted).max() > 1e-3:
-        raise EngineError(
-            f"PyTorch's composition differs by {np.abs(score - wanted).max():.1e}: nothing to compare with"
-        )
+    _, expected = maps_and_scores(SCORE, [array[:4] for array in hosts[0]])
+    difference = np.abs(score - expected).max()
+    if difference > 1e-3:
+        raise EngineError(f"PyTorch's scores differ from the reference by {difference:.1e}, so they are not timed")
     samples = _torch_times(torch, composed, pairs, rounds)
     median = statistics.median(samples)
     return Row(
         name=f"the same composed in PyTorch {torch.__version__}, batch {n}",
         microseconds=median,
         samples=samples,
-        promised=f"ours at least {COMPOSITION_ASKED:.0f} times faster",
-        kept=median >= COMPOSITION_ASKED * ours,
+        promised=f"ours at least {MIN_SPEEDUP:.0f} times faster",
+        kept=median >= MIN_SPEEDUP * ours,
     )
 
 
 def time_fused_ssim(n: int, rounds: int) -> Row:
-    """The fused SSIM of the package fused-ssim (R. Goel), or of fussim, which has its interface, where one is there.
+    """Time the fused SSIM of the package fused-ssim (R. Goel), or of fussim, which has the same interface.
 
-    It does less: an 11 x 11 Gaussian window, and the mean over the batch; no map is filtered and none written. Raises
-    `EngineError` where neither package is installed.
+    It does less work: an 11 x 11 Gaussian window and the mean over the batch, without filtering or writing a map.
+    Raises `EngineError` if neither package is installed.
     """
     torch = _torch()
-    found = next((name for name in ("fused_ssim", "fussim") if importlib.util.find_spec(name) is not None), None)
-    if found is None:
+    package = next((name for name in ("fused_ssim", "fussim") if importlib.util.find_spec(name) is not None), None)
+    if package is None:
         raise EngineError("neither fused-ssim nor fussim is installed")
-    fused_ssim = importlib.import_module(found).fused_ssim
-    pairs = _uploaded(torch, _pairs(n))
+    fused_ssim = importlib.import_module(package).fused_ssim
+    pairs = _upload(torch, _pairs(n))
     with torch.no_grad():
         samples = _torch_times(torch, partial(fused_ssim, train=False), pairs, rounds)
     return Row(
-        name=f"{found}: mean SSIM alone, 11 x 11 Gaussian, batch {n}",
+        name=f"{package}: mean SSIM alone, 11 x 11 Gaussian, batch {n}",
         microseconds=statistics.median(samples),
         samples=samples,
     )
@@ -432,19 +286,19 @@ def _torch() -> Any:
 
 
 def _pairs(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Batches enough to walk through that they do not stay in the GPU's cache."""
+    """Enough pairs of batches that they do not stay in the GPU's cache."""
     copies = max(2, min(16, -(-CACHE_BYTES // (8 * n * int(np.prod(SHAPE))))))
     return [(pictures(n, 2 * index), pictures(n, 2 * index + 1)) for index in range(copies)]
 
 
-def _uploaded(torch: Any, hosts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> list[tuple[Any, Any]]:
+def _upload(torch: Any, hosts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> list[tuple[Any, Any]]:
     return [(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda()) for a, b in hosts]
 
 
 def _torch_times(
     torch: Any, call: Callable[..., Any], pairs: Sequence[tuple[Any, Any]], rounds: int
 ) -> tuple[float, ...]:
-    """Microseconds of a call, a sample each round, after two that do not count."""
+    """Microseconds per call, one sample per round, after two uncounted rounds."""
     samples = []
     for round_ in range(rounds + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -458,7 +312,7 @@ def _torch_times(
 
 
 def composed(a: Any, b: Any, window: int = 7, size: int = 32) -> Any:
-    """`SCORE` in PyTorch: (N, C, H, W) twice -> scores (N,). Border pixels are mirrored, edge included."""
+    """`SCORE` in PyTorch: (N, C, H, W) twice -> scores (N,). Borders are mirrored with the edge pixel repeated."""
     import torch
 
     def box(x: Any, width: int) -> Any:
@@ -481,7 +335,7 @@ def composed(a: Any, b: Any, window: int = 7, size: int = 32) -> Any:
 def time_preprocess(
     device: Device, height: int, width: int, rounds: int, bandwidth: float, *, nv12: bool = False
 ) -> tuple[Check, Row | None]:
-    """One frame of that size, uint8 BGR or NV12, into the network's input of `NETWORK_INPUT`."""
+    """Check, then time, preprocessing one frame, uint8 BGR or NV12, into the input `NETWORK_INPUT`."""
     rng = np.random.default_rng(height)
     shape = (height * 3 // 2, width) if nv12 else (height, width, 3)
     images = [rng.integers(0, 256, shape, np.uint8) for _ in range(2)]
@@ -494,26 +348,26 @@ def time_preprocess(
         device.launch(preprocess_launch(NETWORK_INPUT, picture, target))
 
     run(0)
-    got = device.download(target, (1, *SHAPE))
-    wanted = np.zeros((1, *SHAPE), np.float32)
-    Preprocessor(NETWORK_INPUT, 1)([Frame(0, 0, images[0], "noise", nv12).picture], wanted)
-    # Where OpenCV does not compute as its portable code does, a resized pixel may be one grey level off.
+    result = device.download(target, (1, *SHAPE))
+    expected = np.zeros((1, *SHAPE), np.float32)
+    Preprocessor(NETWORK_INPUT, 1)([Frame(0, 0, images[0], "noise", nv12).picture], expected)
+    # OpenCV's optimised resize may differ from its portable code by one grey level.
     allowed = 1.01 / 255 / min(NETWORK_INPUT.std)
     name = f"preprocess {width} x {height}" + (", NV12" if nv12 else "")
-    check = Check(name=name, difference=float(np.abs(got - wanted).max()), allowed=allowed)
+    check = Check(name=name, difference=float(np.abs(result - expected).max()), allowed=allowed)
     row = None
     if check.passed:
-        samples = measured(device, rounds, 2 * copies, run)
-        # What a bilinear resize has to read: four pixels for each one it writes, at most the whole frame.
-        touched = images[0].nbytes * min(1.0, 4 * SHAPE[1] * SHAPE[2] / (height * width))
-        floor = (touched + 4 * int(np.prod(SHAPE))) / bandwidth * 1e6
+        samples = measure_us(device, rounds, 2 * copies, run)
+        # A bilinear resize must read four pixels per pixel written, at most the whole frame.
+        read_bytes = images[0].nbytes * min(1.0, 4 * SHAPE[1] * SHAPE[2] / (height * width))
+        floor = (read_bytes + 4 * int(np.prod(SHAPE))) / bandwidth * 1e6
         row = Row(name=name, microseconds=statistics.median(samples), samples=samples, floor_microseconds=floor)
     device.free()
     return check, row
 
 
 class CopyingEngine:
-    """An engine that copies its input to two outputs: what is left of a frame's time is the loop's."""
+    """An engine that only copies its input to two outputs, so that a frame's time is mostly that of the frame loop."""
 
     def __init__(self, gpu: Gpu, shape: tuple[int, int, int]) -> None:
         self.gpu, self.batch, self.shape_changes = gpu, 1, 0
@@ -525,7 +379,7 @@ class CopyingEngine:
         self.device_outputs = tuple(outputs)
 
     def enqueue(self, n: int) -> None:
-        """Two copies on the device."""
+        """Enqueue two copies on the device."""
         for address in self.device_outputs:
             self.gpu.cuda.memcpy_dtod_async(address, self.device_input, n * self.input.nbytes, self.stream)
 
@@ -535,9 +389,9 @@ class CopyingEngine:
 
 
 def time_loop(rounds: int, *, graph: bool, cuda: Callable[[], Gpu]) -> Row:
-    """What a 1080p frame takes beyond its stages on the GPU, with a `CopyingEngine`.
+    """Time of a 1080p frame beyond its copies and GPU stages, with a `CopyingEngine`.
 
-    Raises `MissingDependency` without pycuda, `EngineError` where no graph can be captured.
+    Raises `MissingDependency` if pycuda is not installed, `EngineError` if no graph can be captured.
     """
     gpu = cuda()
     with gpu.current():
@@ -550,24 +404,24 @@ def time_loop(rounds: int, *, graph: bool, cuda: Callable[[], Gpu]) -> Row:
             times = verdict.timings_ms
             stages = sum(times[name] for name in ("copy", "upload", "preprocess", "network", "scoring"))
             samples.append(1e3 * (times["frame"] - stages))
-        obstacle = inspector.graph_disabled_reason
+        reason = inspector.graph_disabled_reason
         inspector.close()
         engine.close()
-    if graph and obstacle is not None:
-        raise EngineError(f"no graph: {obstacle}")
+    if graph and reason is not None:
+        raise EngineError(f"no graph can be captured: {reason}")
     median = statistics.median(samples[10:])
     return Row(
         name=f"frame loop beyond copies and stages, {'with' if graph else 'without'} a graph",
         microseconds=median,
         samples=tuple(samples[10:]),
-        promised=f"at most {LOOP_ALLOWED_US:.0f} us" if graph else "",
-        kept=median <= LOOP_ALLOWED_US if graph else None,
+        promised=f"at most {MAX_LOOP_US:.0f} us" if graph else "",
+        kept=median <= MAX_LOOP_US if graph else None,
     )
 
 
 @dataclass
 class Report:
-    """What was found: ``left_out`` says what could not be done, and why."""
+    """The results; ``left_out`` lists what could not be measured, and why."""
 
     facts: dict[str, str]
     checks: list[Check]
@@ -575,7 +429,7 @@ class Report:
     left_out: list[str]
 
     def markdown(self) -> str:
-        """Tables for a page."""
+        """The report as Markdown tables."""
         lines = ["| machine | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in self.facts.items()), ""]
         lines += ["| compared with the reference | largest difference | allowed | |", "| --- | --- | --- | --- |"]
         for check in self.checks:
@@ -592,7 +446,7 @@ class Report:
 
 
 def measure(device: Device, *, rounds: int, batch: int, cuda: Callable[[], Gpu]) -> Report:
-    """All comparisons and times that this machine allows."""
+    """Run all comparisons and measurements that this machine supports."""
     facts = {
         **machine_facts(),
         "GPU in use": f"{device.name}, {device.architecture}, driver for CUDA {device.cuda_version}",
@@ -607,7 +461,7 @@ def measure(device: Device, *, rounds: int, batch: int, cuda: Callable[[], Gpu])
         check, row = time_scoring(device, n, rounds, bandwidth)
         report.checks.append(check)
         if row is None:
-            report.left_out.append(f"the time of {check.name}: its result differs")
+            report.left_out.append(f"the time of {check.name}: its result differs from the reference")
             continue
         report.rows.append(row)
         _attempt(report, f"PyTorch at batch {n}", partial(time_composition, n, rounds, row.microseconds))
@@ -631,14 +485,14 @@ def _attempt(report: Report, name: str, work: Callable[[], Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 where every kernel agreed with its reference, 1 where one did not or there is no GPU."""
+    """Run the benchmark; return 0 if every kernel agrees with its reference, 1 if one differs or there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m adedge.benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="also write everything, raw samples too, as JSON into this file")
-    parser.add_argument("--rounds", type=int, default=50, help="samples of each time")
-    parser.add_argument("--batch", type=int, default=256, help="the large batch")
+    parser.add_argument("--output", type=Path, help="also write everything, including raw samples, to this JSON file")
+    parser.add_argument("--rounds", type=int, default=50, help="samples per measurement")
+    parser.add_argument("--batch", type=int, default=256, help="size of the large batch")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.batch < 1:
-        parser.error("--rounds and --batch are at least 1")
+        parser.error("--rounds and --batch must be at least 1")
     try:
         device = Device()
         report = measure(device, rounds=options.rounds, batch=options.batch, cuda=_gpu)

@@ -1,7 +1,7 @@
-"""Frames of one or more sources, captured by a thread for each, that wait for the inspector.
+"""Captures frames from one or more sources, each in its own thread, and queues them for the inspector.
 
-A batch costs an engine little more than a frame, so sources that share one gain throughput when their frames go through
-it together, and each frame may lose the time for which it waits for the others. That time is bounded.
+A batch costs an engine little more than a single frame. Sources that share an engine therefore gain throughput by
+batching, at the price of the time that a frame waits for the others, which is bounded.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Literal
 from adedge.runtime.sources import Frame, FrameSource
 
 Policy = Literal["latest", "every"]
-"""latest: a frame that waits is replaced by a newer one, and counted as dropped (a line that must not fall behind).
-every: no frame is dropped; a source that can wait is made to wait (files), a camera falls behind in its own buffers."""
+"""latest: a newer frame replaces the waiting one, which counts as dropped (for a line that must not fall behind).
+every: no frame is dropped; sources that can wait do (files), a camera falls behind in its own buffers."""
 
 
 def default_policy(source: FrameSource) -> Policy:
-    """What a source gets unless another is asked for: "latest" where it is live, "every" where it can wait."""
+    """The policy of a source unless one is given: "latest" if it is live, "every" if it can wait."""
     return "latest" if source.live else "every"
 
 
 @dataclass
 class _Queue:
-    """The frames of one source that wait, at most ``depth``.
+    """The waiting frames of one source, at most ``depth``.
 
-    ``error`` is what the source raised: it stands behind the frames that were captured before it.
+    ``error`` is the source's exception; it is raised after the frames captured before it.
     """
 
     source: FrameSource
@@ -48,7 +48,7 @@ class _Queue:
 
 
 class Capture:
-    """Iterates each source in a thread of its own and holds the frames that wait, in batches for `take`."""
+    """Iterates over each source in its own thread and queues the frames, which `take` returns in batches."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Capture:
         wait_ms: float,
         stop: threading.Event,
     ) -> None:
-        """A batch has up to ``batch`` frames; ``wait_ms`` bounds how long one waits for those of other sources.
+        """Batches have up to ``batch`` frames; a frame waits at most ``wait_ms`` for those of other sources.
 
-        Each source may fill an equal part of a batch. With policy "every" twice that waits, so that the next batch is
-        ready when one is taken; with "latest" one frame. Once ``stop`` is set nothing more is captured.
+        Each source may fill an equal share of a batch. With policy "every" its queue holds two shares, so that the
+        next batch is ready when one is taken; with "latest" it holds one frame. Setting ``stop`` ends the capture.
         """
         self._stop = stop
-        # A single source waits for nobody: its frames wait until the batch is full.
+        # A single source has no others to wait for: its frames wait until the batch is full.
         self._wait_s = wait_ms / 1e3 if len(sources) > 1 else math.inf
-        waiting = 2 * _part(batch, len(sources))
+        depth = 2 * _share(batch, len(sources))
         self._queues = [
-            _Queue(source, policy, depth=1 if policy == "latest" else waiting)
+            _Queue(source, policy, depth=1 if policy == "latest" else depth)
             for source, policy in zip(sources, policies, strict=True)
         ]
         self._changed = threading.Condition()
@@ -78,73 +78,73 @@ class Capture:
 
     @property
     def dropped(self) -> list[int]:
-        """How many frames of each source policy "latest" replaced."""
+        """How many frames of each source were dropped by policy "latest"."""
         return [queue.dropped for queue in self._queues]
 
     def start(self) -> None:
-        """Begin to capture."""
+        """Start capturing."""
         for index, queue in enumerate(self._queues):
             thread = threading.Thread(target=self._iterate, args=(queue,), name=f"capture {index}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def take(self, count: int, *, wait: bool = True) -> list[tuple[int, Frame]]:
-        """Up to ``count`` frames, those that wait longest, each with the place of its source; none at the end.
+        """Take up to ``count`` frames, the longest-waiting first, each with the index of its source.
 
-        They come in the order of the sources, and of each source in its own. Waits until ``count`` frames are there,
-        every source that still gives frames has filled its part, or the oldest frame's time is up; without ``wait``
-        none come where that is not so yet. When a source failed or ``stop`` is set, what waits is handed out. Raises
-        what a source raised, after the frames captured before it were taken.
+        The frames are ordered by source, and by capture within a source; the list is empty at the end. Waits until
+        ``count`` frames are queued, every active source has filled its share, or the oldest frame has waited for
+        ``wait_ms``; with ``wait=False`` returns an empty list instead of waiting. Once a source has failed or ``stop``
+        is set, returns what is queued. Raises a source's exception after the frames captured before it were taken.
         """
-        part = _part(count, len(self._queues))
+        share = _share(count, len(self._queues))
         with self._changed:
-            while not self._ready(count, part):
+            while not self._ready(count, share):
                 if not wait:
                     return []
-                # The time-out lets this thread see `stop`, which a signal handler sets: a handler must take no lock.
+                # The timeout lets this thread see `stop`: the signal handler that sets it must not take a lock.
                 self._changed.wait(timeout=max(0.0, min(0.1, self._time_left())))
             waiting = [
                 (frame.captured_at_ns, index)
                 for index, queue in enumerate(self._queues)
-                for frame in islice(queue.frames, part)
+                for frame in islice(queue.frames, share)
             ]
-            # Always in the same order: a batch of the same sizes as one before runs in the memory of that one.
-            chosen = sorted(index for _, index in sorted(waiting)[:count])
-            taken = [(index, self._queues[index].frames.popleft()) for index in chosen]
+            # A fixed order lets a batch reuse the memory of an earlier one with the same frame sizes.
+            indices = sorted(index for _, index in sorted(waiting)[:count])
+            frames = [(index, self._queues[index].frames.popleft()) for index in indices]
             self._changed.notify_all()
         errors = [queue.error for queue in self._queues if queue.error is not None]
-        if wait and not taken and errors:
+        if wait and not frames and errors:
             raise errors[0]
-        return taken
+        return frames
 
     def close(self) -> None:
-        """End the capture and release the sources."""
+        """Stop capturing and release the sources."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for queue in self._queues:
             queue.source.close()
         for thread in self._threads:
-            # A driver that hangs keeps its (daemon) thread; the process can still end.
+            # If a driver hangs, its thread stays; the process can still end, because it is a daemon thread.
             thread.join(timeout=2)
 
     def _ending(self) -> bool:
-        """Whether nothing more is captured: one source that failed ends all, once its last frame was taken."""
+        """Whether to stop capturing: a failed source ends all of them once its last frame was taken."""
         failed = any(queue.error is not None and not queue.frames for queue in self._queues)
         return self._closed or self._stop.is_set() or failed
 
-    def _ready(self, count: int, part: int) -> bool:
-        """Whether a batch of ``count`` frames, up to ``part`` of each source, need not wait any longer."""
-        filled = [min(len(queue.frames), part) for queue in self._queues]
+    def _ready(self, count: int, share: int) -> bool:
+        """Whether a batch of ``count`` frames, up to ``share`` per source, need not wait any longer."""
+        filled = [min(len(queue.frames), share) for queue in self._queues]
         return (
             sum(filled) >= count
-            or all(n == part or queue.ended for n, queue in zip(filled, self._queues, strict=True))
+            or all(n == share or queue.ended for n, queue in zip(filled, self._queues, strict=True))
             or self._time_left() <= 0
             or self._ending()
         )
 
     def _time_left(self) -> float:
-        """Seconds until the oldest frame has waited long enough; infinite where none waits."""
+        """Seconds until the oldest frame has waited long enough; infinite if no frame is waiting."""
         oldest_ns = min((queue.frames[0].captured_at_ns for queue in self._queues if queue.frames), default=None)
         return math.inf if oldest_ns is None else self._wait_s - (time.monotonic_ns() - oldest_ns) / 1e9
 
@@ -154,14 +154,14 @@ class Capture:
             for frame in queue.source:
                 if not self._offer(queue, frame):
                     break
-        except BaseException as raised:  # handed to the thread that takes the frames
+        except BaseException as raised:  # re-raised by the thread that takes the frames
             error = raised
         with self._changed:
             queue.ended, queue.error = True, error
             self._changed.notify_all()
 
     def _offer(self, queue: _Queue, frame: Frame) -> bool:
-        """Let a frame wait, by the policy; False when nobody wants more."""
+        """Queue a frame according to the policy; return False once the capture has ended."""
         with self._changed:
             while queue.full and queue.policy == "every" and not self._ending():
                 self._changed.wait()
@@ -175,6 +175,6 @@ class Capture:
             return True
 
 
-def _part(batch: int, sources: int) -> int:
-    """How many frames of a batch one of so many sources may fill, rounded up."""
+def _share(batch: int, sources: int) -> int:
+    """How many frames of a batch each source may fill, rounded up."""
     return -(-batch // sources)

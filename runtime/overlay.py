@@ -1,8 +1,8 @@
-"""Anomaly maps as people see them: heat maps over frames, verdict banners, sheets of pictures.
+"""Drawing anomaly maps: heat maps over frames, verdict banners, picture sheets.
 
-Colour means the same in every picture of one threshold t: the scale runs from t - |t| to t + |t|, which is 0 to 2t for
-a positive threshold, and the threshold lies in its middle (green). Nothing is stretched to a frame's own minimum and
-maximum, which would paint the most ordinary spot of a good part red.
+All pictures with the same threshold t share one colour scale, from t - |t| to t + |t| (0 to 2t for a positive
+threshold), with the threshold in its middle (green). Maps are not stretched to a frame's own minimum and maximum, which
+would paint the most ordinary spot of a good part red.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ INK = (32, 28, 26)
 GREY = (110, 104, 100)
 
 HEAT_OPACITY = 0.6
-# Turbo without its two nearly black ends: the hottest spot must not be the darkest.
+# Turbo without its two nearly black ends, so that the hottest spot is not the darkest.
 _COLOURS = cv2.applyColorMap(np.linspace(20, 235, 256).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)
 # Opacity of each level: 0 up to level 64 (a quarter of the scale), rising to full at the threshold (level 128).
 _OPACITY = (np.clip((np.arange(256) - 64) / 64, 0, 1) * HEAT_OPACITY).astype(np.float32)
 SMALLEST_SIDE = 256
-"""Much smaller frames are enlarged by a whole factor before anything is drawn on them."""
+"""Frames at most half this size are enlarged by a whole factor before anything is drawn on them."""
 
 
 def heat(anomaly_map: Map, threshold: float) -> Picture:
-    """The map in colour, uint8 (H, W, 3) BGR: blue below, green at, yellow to red above the threshold."""
+    """Colour a map, uint8 (H, W, 3) BGR: blue below the threshold, green at it, yellow to red above."""
     return np.asarray(cv2.applyColorMap(_levels(anomaly_map, threshold), _COLOURS), np.uint8)
 
 
 def overlay(frame: Picture, anomaly_map: Map, threshold: float, *, outline: bool = True) -> Picture:
-    """The frame with its map laid over it, uint8 (H, W, 3) BGR of the frame's size.
+    """Blend a map over its frame: uint8 (H, W, 3) BGR of the frame's size.
 
     ``frame`` is uint8 (H, W), (H, W, 1) or (H, W, 3) BGR; the map is float32 of any size and is resized to the frame.
-    Heat begins to show at half the scale below the threshold and is strongest from the threshold on, so that ordinary
-    regions keep their look. ``outline`` draws a white line around all that exceeds the threshold: those are the pixels
-    that made the verdict where the score is the map's maximum.
+    The heat starts to show halfway between the scale's lower end and the threshold, and has full opacity from the
+    threshold on, so that ordinary regions look unchanged. ``outline`` draws a white line around the pixels
+    that exceed the threshold; if the score is the map's maximum, they decide the verdict.
     """
     picture = bgr_from_frame(frame)
     height, width = picture.shape[:2]
@@ -66,10 +66,10 @@ def overlay(frame: Picture, anomaly_map: Map, threshold: float, *, outline: bool
 
 
 def annotate(frame: Picture, verdict: Verdict, *, outline: bool = True, beside: bool = False) -> Picture:
-    """The overlay with a banner under it: OK or NG, a bar with the threshold marked, the score. uint8 BGR.
+    """Draw the overlay above a banner with OK or NG, a bar that marks the threshold, and the score: uint8 BGR.
 
-    ``beside`` puts the untouched frame to the left of the overlay. Frames of half `SMALLEST_SIDE` and
-    less are enlarged by a whole factor.
+    ``beside`` puts the original frame to the left of the overlay. Frames of at most half `SMALLEST_SIDE` are enlarged
+    by a whole factor.
     """
     picture = enlarged(bgr_from_frame(frame))
     marked = picture if verdict.map is None else overlay(picture, verdict.map, verdict.threshold, outline=outline)
@@ -79,7 +79,7 @@ def annotate(frame: Picture, verdict: Verdict, *, outline: bool = True, beside: 
 
 
 def shrunk(frame: Picture, width: int) -> Picture:
-    """A frame at most ``width`` pixels wide, its proportions kept."""
+    """Scale a frame down to at most ``width`` pixels, preserving its aspect ratio."""
     scale = width / frame.shape[1]
     if scale >= 1:
         return frame
@@ -94,7 +94,7 @@ class SheetRow:
     map        float32 anomaly map of any size
     score      raw image score, compared with ``threshold``
     title      for example the kind of defect
-    mask       bool (H, W) where the defect really is; None where unknown
+    mask       bool (H, W), the true defect; None if unknown
     """
 
     frame: Picture
@@ -106,13 +106,13 @@ class SheetRow:
 
 
 def picture_sheet(rows: Sequence[SheetRow], *, cell: int = 224, outline: bool = True) -> Picture:
-    """Frame | map | overlay for each row, uint8 BGR; a column with the true defect is added where a row has a mask.
+    """A sheet with frame | map | overlay per row, uint8 BGR, and a column for the true defect if any row has a mask.
 
-    ``cell`` is the height and width of one picture in pixels; pictures keep their proportions. Raises `DataError`
-    for no rows.
+    ``cell`` is the height and width of one picture in pixels; pictures keep their aspect ratio. Raises `DataError` if
+    there are no rows.
     """
     if not rows:
-        raise DataError("a picture sheet needs at least one row")
+        raise DataError("a picture sheet requires at least one row")
     with_mask = any(row.mask is not None for row in rows)
     columns = ["frame", "anomaly map", "overlay"] + (["true defect"] if with_mask else [])
     gap, header = 8, 28
@@ -141,7 +141,7 @@ def picture_sheet(rows: Sequence[SheetRow], *, cell: int = 224, outline: bool = 
 
 
 def bgr_from_frame(frame: Picture) -> Picture:
-    """uint8 (H, W), (H, W, 1) or (H, W, 3) -> (H, W, 3); a view where it already has three channels."""
+    """uint8 (H, W), (H, W, 1) or (H, W, 3) -> (H, W, 3); returns a frame with three channels as it is."""
     if frame.ndim == 3 and frame.shape[2] == 3:
         return frame
     return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR), np.uint8)
@@ -160,12 +160,12 @@ def _resized(anomaly_map: Map, width: int, height: int) -> Map:
 
 
 def _levels(anomaly_map: Map, threshold: float) -> Picture:
-    """The map on the fixed scale as uint8, the threshold at 128."""
+    """The map on the fixed scale as uint8, with the threshold at 128."""
     span = abs(threshold) or 1.0
     scaled = anomaly_map.astype(np.float32) - np.float32(threshold)
     scaled *= np.float32(127 / span)
     scaled += np.float32(128)
-    # Of two values, one of them not a number, fmin takes the other: 255, where the cast would give anything.
+    # fmin ignores NaN, so NaN becomes 255; casting it would be undefined.
     np.fmin(scaled, np.float32(255), out=scaled)
     np.maximum(scaled, np.float32(0), out=scaled)
     return scaled.astype(np.uint8)
@@ -190,7 +190,7 @@ def _banner(verdict: Verdict, width: int, height: int) -> Picture:
 
 
 def _bar(banner: Picture, verdict: Verdict, left: int, right: int, colour: tuple[int, int, int]) -> None:
-    """The score on the fixed scale of `heat`, with a tick where the threshold is: in the middle."""
+    """Draw the score on the fixed scale of `heat`, with a tick at the threshold, in the middle."""
     height = banner.shape[0]
     top, bottom = round(height * 0.36), round(height * 0.64)
     cv2.rectangle(banner, (left, top), (right, bottom), GREY, -1)
@@ -205,14 +205,14 @@ def _masked(frame: Picture, mask: NDArray[np.bool_]) -> Picture:
     picture = bgr_from_frame(frame)
     height, width = picture.shape[:2]
     inside = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-    shown = np.asarray(np.where(inside[..., None] > 0, picture, picture // 3), np.uint8)
+    darkened = np.asarray(np.where(inside[..., None] > 0, picture, picture // 3), np.uint8)
     contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(shown, contours, -1, WHITE, max(1, round(min(height, width) / 256)), cv2.LINE_AA)
-    return shown
+    cv2.drawContours(darkened, contours, -1, WHITE, max(1, round(min(height, width) / 256)), cv2.LINE_AA)
+    return darkened
 
 
 def _fitted(picture: Picture, cell: int) -> Picture:
-    """The picture scaled into a cell x cell square, its proportions kept, white around it."""
+    """Fit a picture into a white cell x cell square, preserving its aspect ratio."""
     height, width = picture.shape[:2]
     scale = cell / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -224,7 +224,7 @@ def _fitted(picture: Picture, cell: int) -> Picture:
 
 
 def _scale_and_thickness(size_px: float) -> tuple[float, int]:
-    """Hershey fonts are 22 pixels high at scale 1."""
+    """Font scale and line thickness in pixels; Hershey fonts are 22 pixels high at scale 1."""
     return size_px / 22, max(1, round(size_px / 16))
 
 
@@ -234,7 +234,7 @@ def _text_width(text: str, size_px: float) -> int:
 
 
 def _write(picture: Picture, text: str, origin: tuple[int, int], size_px: float, colour: tuple[int, int, int]) -> int:
-    """Write text, ``size_px`` high, with its baseline at ``origin`` (x, y); returns its width in pixels."""
+    """Draw text, ``size_px`` high, with its baseline at ``origin`` (x, y); return its width in pixels."""
     scale, thickness = _scale_and_thickness(size_px)
     cv2.putText(picture, text, origin, FONT, scale, colour, thickness, cv2.LINE_AA)
     return _text_width(text, size_px)

@@ -1,4 +1,4 @@
-"""From sources through an engine to the sinks: threads capture, the calling thread inspects and hands over."""
+"""Runs frames from sources through an engine to sinks: threads capture, the calling thread inspects and delivers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from adedge.runtime.statistics import Statistics
 
 @dataclass(frozen=True)
 class Stream:
-    """An opened source with the sinks of its verdicts, which streams may share.
+    """An opened source with the sinks for its verdicts; streams may share sinks.
 
-    ``statistics`` count this source's frames while `run` goes on.
+    ``statistics`` count this source's frames during `run`.
     """
 
     source: FrameSource
@@ -40,26 +40,28 @@ def run(
     statistics: Statistics | None = None,
     watch: Callable[[Statistics], None] | None = None,
 ) -> Statistics:
-    """Inspect opened sources until all have ended, ``max_frames`` were judged in all, or ``stop`` is set.
+    """Inspect opened sources until all have ended, ``max_frames`` frames have been inspected, or ``stop`` is set.
 
-    Each verdict goes to the sinks of its stream; with several its ``camera`` is the stream's place in ``streams``. An
-    error of one source ends the run, after the frames before it were judged: nobody shall believe that all are watched.
+    Each verdict goes to the sinks of its stream. With several streams its ``camera`` is the stream's index in
+    ``streams``. An error in one source ends the run once the frames captured before it are inspected: the run must not
+    look as if every source were still being watched.
 
-    ``policy`` is each source's `default_policy` where it is None. At most ``batch`` frames go through the engine at
-    once (more throughput, and each waits for the last one), by default one of each source, or as many as the engine
-    takes. ``wait_ms`` is the longest that a frame waits, from its capture, for frames of other sources; a single source
-    always fills its batches. With policy "every" as many batches are under way as the inspector has slots; with
-    "latest" for any source one, since a frame submitted early would be older than the newest when its turn comes.
+    ``policy`` None means each source's `default_policy`. At most ``batch`` frames go through the engine at once (a
+    larger batch raises throughput, but each frame waits for the last one); the default is one per source, or the
+    engine's maximum if that is smaller. ``wait_ms`` is the longest time, counted from its capture, that a frame waits
+    for frames of other sources; a single source always fills its batches. If all sources have policy "every", as many
+    batches are in flight as the inspector has slots. If any has "latest", there is one: a frame submitted early would
+    no longer be the newest when its turn comes.
 
-    ``statistics`` count all streams together as the run goes, are right also when the run raises, and are returned;
-    ``watch`` sees them after each batch, in the calling thread. All sources and sinks are closed in any case, so that
-    what was written is complete up to there.
+    ``statistics`` count all streams together. They are updated during the run, are valid even if it raises, and are
+    returned. ``watch`` is called with them after each batch, in the calling thread. All sources and sinks are closed in
+    any case, so that the outputs are complete up to that point.
 
-    Raises `UsageError` where there is no stream, and for a batch that the engine or the policy does not take; else what
-    sources, engine and sinks raise.
+    Raises `UsageError` if ``streams`` is empty, or if the engine or the policy does not support the batch size.
+    Errors of sources, engine and sinks are passed on.
     """
     if not streams:
-        raise UsageError("no camera was given: give at least one source")
+        raise UsageError("no source to inspect: pass at least one")
     statistics = statistics or Statistics()
     sources = [stream.source for stream in streams]
     policies = [policy or default_policy(source) for source in sources]
@@ -67,26 +69,26 @@ def run(
         batch = min(len(streams), inspector.batch)
     slots = 1 if "latest" in policies else inspector.slots
     capture = Capture(sources, policies, batch=batch, wait_ms=wait_ms, stop=stop or threading.Event())
-    under_way: deque[list[tuple[int, Frame]]] = deque()
-    left = sys.maxsize if max_frames is None else max_frames
+    in_flight: deque[list[tuple[int, Frame]]] = deque()
+    remaining = sys.maxsize if max_frames is None else max_frames
     try:
-        _check_batch(batch, inspector, policies)
+        check_batch(batch, inspector, policies)
         capture.start()
         while True:
-            # While verdicts are still to come, only frames that wait already are worth more than those verdicts.
-            taken = capture.take(min(batch, left), wait=not under_way) if left > 0 else []
-            if taken:
-                inspector.submit([frame for _, frame in taken])
-                under_way.append(taken)
-                left -= len(taken)
-                if len(under_way) < slots:
+            # While batches are in flight, do not wait for new frames: their verdicts would wait as well.
+            frames = capture.take(min(batch, remaining), wait=not in_flight) if remaining > 0 else []
+            if frames:
+                inspector.submit([frame for _, frame in frames])
+                in_flight.append(frames)
+                remaining -= len(frames)
+                if len(in_flight) < slots:
                     continue
-            if not under_way:
+            if not in_flight:
                 break
-            for (place, frame), verdict in zip(under_way.popleft(), inspector.collect(), strict=True):
-                stream = streams[place]
+            for (index, frame), verdict in zip(in_flight.popleft(), inspector.collect(), strict=True):
+                stream = streams[index]
                 if len(streams) > 1:
-                    verdict = replace(verdict, camera=place)
+                    verdict = replace(verdict, camera=index)
                 statistics.add(verdict)
                 stream.statistics.add(verdict)
                 for sink in stream.sinks:
@@ -103,28 +105,29 @@ def run(
     return statistics
 
 
-def _check_batch(batch: int, inspector: Inspector, policies: Sequence[Policy]) -> None:
+def check_batch(batch: int, inspector: Inspector, policies: Sequence[Policy]) -> None:
+    """Raise `UsageError` unless the engine, and the sources' policies, support ``batch`` frames per engine call."""
     if not 1 <= batch <= inspector.batch:
         raise UsageError(
             f"a batch of {batch} does not fit this engine, which takes 1 to {inspector.batch} frames at once: "
-            "build it with '--batch MIN,OPT,MAX'"
+            "use a batch in that range, or build the engine with '--batch MIN,OPT,MAX'"
         )
     if "latest" in policies and batch > len(policies):
         raise UsageError(
             f"a batch of {batch} frames from {len(policies)} source(s) needs the policy 'every': 'latest' keeps only "
-            "the newest frame of each source"
+            "the newest frame of each source; use '--policy every' or a smaller batch"
         )
 
 
-def _count_losses(streams: Sequence[Stream], capture: Capture, together: Statistics) -> None:
+def _count_losses(streams: Sequence[Stream], capture: Capture, total: Statistics) -> None:
     for stream, dropped in zip(streams, capture.dropped, strict=True):
         stream.statistics.dropped, stream.statistics.skipped = dropped, stream.source.skipped
-    together.dropped = sum(stream.statistics.dropped for stream in streams)
-    together.skipped = sum(stream.statistics.skipped for stream in streams)
+    total.dropped = sum(stream.statistics.dropped for stream in streams)
+    total.skipped = sum(stream.statistics.skipped for stream in streams)
 
 
 def _close_sinks(streams: Sequence[Stream]) -> list[Exception]:
-    """Close every sink, also when another one fails; what went wrong."""
+    """Close every sink, even if another one fails; return the errors."""
     errors: list[Exception] = []
     for sink in (sink for stream in streams for sink in stream.sinks):
         try:

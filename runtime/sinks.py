@@ -1,7 +1,7 @@
-"""Where verdicts go: lines of JSON, an annotated video, pictures of rejects, raw maps.
+"""Outputs for verdicts: JSON lines, an annotated video, pictures of rejects, raw maps.
 
-Sinks are called one after the other in the pipeline's thread, so each is cheap; a full disk or a missing permission is
-one `OutputError`, and what was written before it stays readable.
+The pipeline's thread calls the sinks one after another, so each must be cheap. A full disk or a missing permission
+raises `OutputError`; everything written before it stays readable.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from adedge.runtime.verdict import Verdict, record_from_verdict
 
 
 class Sink(Protocol):
-    """Takes every verdict, in the order of the frames."""
+    """Interface of an output: takes every verdict, in frame order."""
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Write what there is to write. Raises `OutputError`; ``verdict.map`` is valid during this call only."""
+        """Write the verdict. ``verdict.map`` is valid only during this call. Raises `OutputError`."""
 
     def close(self) -> None:
         """Finish the output; a second call does nothing."""
 
 
 class ListSink(Sink):
-    """Keeps the verdicts (with copies of their maps) in ``verdicts``: for tests and short runs."""
+    """Collects the verdicts, with copies of their maps, in ``verdicts``: for tests and short runs."""
 
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
         self.closed = False
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Keep the verdict."""
+        """Append the verdict."""
         self.verdicts.append(replace(verdict, map=None if verdict.map is None else verdict.map.copy()))
 
     def close(self) -> None:
-        """Remember that it was called."""
+        """Set ``closed``."""
         self.closed = True
 
 
 class JsonLinesSink(Sink):
-    """One line of JSON per verdict, written out at once, to a text stream or to a file that is replaced."""
+    """One JSON line per verdict, flushed immediately, to a text stream or to a file, which is replaced."""
 
     def __init__(self, target: TextIO | Path) -> None:
-        """Raises `OutputError` where the file cannot be created. A stream is not closed."""
+        """A stream is not closed. Raises `OutputError` if the file cannot be created."""
         self._stream = None if isinstance(target, Path) else target
         self._file: FileIO | None = None
         self._path = Path()
@@ -70,7 +70,7 @@ class JsonLinesSink(Sink):
                 self._file = target.open("wb", buffering=0)
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Write one line. A file never ends in half a line; `BrokenPipeError` of a stream passes through."""
+        """Write one line; a file never ends in a partial line. `BrokenPipeError` from a stream is passed on."""
         line = json.dumps(record_from_verdict(verdict), ensure_ascii=False, allow_nan=False) + "\n"
         if self._stream is not None:
             self._stream.write(line)
@@ -95,25 +95,27 @@ class JsonLinesSink(Sink):
 
 
 class VideoSink(Sink):
-    """The annotated video: the frame and beside it the overlay, under both the verdict.
+    """An annotated video: the frame and its overlay side by side above the verdict.
 
-    The suffix chooses the container and the first codec of `CODECS` that this OpenCV can write: ``.webm`` (VP8 or VP9)
-    plays in every browser; ``.mp4`` is H.264 where OpenCV has an encoder, otherwise MPEG-4 part 2, which browsers
-    refuse; ``.avi`` is Motion JPEG. All frames have the size of the first; others are scaled to it. ``longest_side``
-    bounds the video in pixels. ``outline`` as in `adedge.runtime.overlay.overlay`.
+    The suffix selects the container; the codec is the first of `CODECS` for it that this OpenCV can write. ``.webm``
+    (VP8 or VP9) plays in every browser; ``.mp4`` is H.264 if OpenCV has an encoder, otherwise MPEG-4 part 2, which
+    browsers do not play; ``.avi`` is Motion JPEG. Every frame is scaled to the size of the first. ``longest_side``
+    limits the video's size in pixels. ``outline`` is passed to `adedge.runtime.overlay.overlay`.
     """
 
     def __init__(
         self, path: Path, *, fps: float = 25.0, outline: bool = True, beside: bool = True, longest_side: int = 1280
     ) -> None:
-        """Raises `UsageError` for another suffix, `OutputError` where the folder cannot be written."""
+        """Raises `UsageError` for an unknown suffix, `OutputError` if the folder is not writable."""
         if path.suffix.lower() not in CODECS:
-            raise UsageError(f"{path} names no kind of video: end it in {', '.join(CODECS)}")
+            raise UsageError(
+                f"{path} is not a supported kind of video: the name must end in one of {', '.join(CODECS)}"
+            )
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()  # Refused now, not after the first frame.
+            path.open("ab").close()  # fail now, not after the first frame
             if path.stat().st_size == 0:
-                path.unlink()  # Without a frame there is no video.
+                path.unlink()  # a run without frames leaves no video
         self._path = path
         self._fps = fps
         self._outline = outline
@@ -124,15 +126,15 @@ class VideoSink(Sink):
         self.codec = ""
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Draw and append one frame. Raises `OutputError` before the disk is full, while the file can be finished."""
+        """Draw and append one frame. Raises `OutputError` while the disk still has room to finish the file."""
         # Drawing and encoding 12 megapixels would be slower than most networks.
         image = shrunk(frame.picture, self._longest_side // (2 if self._beside else 1))
         picture = annotate(image, verdict, outline=self._outline, beside=self._beside)
         if self._writer is None:
             height, width = picture.shape[:2]
-            self._size = (width - width % 2, height - height % 2)  # The codecs halve the colour's resolution.
-            self._writer, self.codec = _video_writer(self._path, self._fps, self._size)
-        # OpenCV swallows write errors: look at the free space before each frame, and keep enough to close the file.
+            self._size = (width - width % 2, height - height % 2)  # the codecs halve the chroma resolution
+            self._writer, self.codec = _open_video(self._path, self._fps, self._size)
+        # OpenCV swallows write errors: check the free space before each frame, and keep enough to close the file.
         if shutil.disk_usage(self._path.parent).free < _RESERVE_BYTES:
             raise _disk_full(self._path)
         if (picture.shape[1], picture.shape[0]) != self._size:
@@ -140,37 +142,37 @@ class VideoSink(Sink):
         self._writer.write(picture)
 
     def close(self) -> None:
-        """Write the index, so that the file plays. Raises `OutputError` where it does not."""
+        """Write the index. Raises `OutputError` if the file does not play."""
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
-        check = cv2.VideoCapture(str(self._path))
-        plays = check.isOpened() and check.grab()
-        check.release()
+        capture = cv2.VideoCapture(str(self._path))
+        plays = capture.isOpened() and capture.grab()
+        capture.release()
         if not plays:
-            raise OutputError(f"{self._path} was not written as a video that plays: is the disk full?")
+            raise OutputError(f"the video {self._path} does not play: check that the disk is not full")
 
 
 CODECS = {".webm": ("VP80", "VP90"), ".mp4": ("avc1", "mp4v"), ".avi": ("MJPG",), ".mkv": ("VP80", "mp4v")}
-"""Four-character codes by suffix, tried in this order."""
+"""FourCC codes by suffix, in the order in which they are tried."""
 
 _RESERVE_BYTES = 4 << 20
 
 
 class RejectsSink(Sink):
-    """Two pictures of each reject: ``000012_name.png``, the frame as it came, and ``000012_name.overlay.jpg``.
+    """Two pictures per reject: ``000012_name.png``, the original frame, and ``000012_name.overlay.jpg``.
 
-    Of several cameras a name begins with the camera's number, ``camera1_000012_name.png``; so do those of `MapsSink`.
+    With several cameras the names start with the camera's index, ``camera1_000012_name.png``, as in `MapsSink`.
     """
 
     def __init__(self, folder: Path, *, outline: bool = True) -> None:
-        """Raises `OutputError` where the folder cannot be written."""
-        self._folder = _folder(folder)
+        """Raises `OutputError` if the folder is not writable."""
+        self._folder = _create_folder(folder)
         self._outline = outline
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Write both pictures where the frame is anomalous."""
+        """Write both pictures if the frame is anomalous."""
         if not verdict.anomalous:
             return
         stem = _stem(verdict)
@@ -178,15 +180,15 @@ class RejectsSink(Sink):
         _write_picture(self._folder / f"{stem}.overlay.jpg", annotate(frame.picture, verdict, outline=self._outline))
 
     def close(self) -> None:
-        """Nothing to finish: each picture is whole."""
+        """Nothing to finish: each picture is complete."""
 
 
 class MapsSink(Sink):
-    """The raw anomaly map of each frame, float32 (H, W), as ``000012_name.npy``."""
+    """Writes the raw anomaly map of each frame, float32 (H, W), as ``000012_name.npy``."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `OutputError` where the folder cannot be written."""
-        self._folder = _folder(folder)
+        """Raises `OutputError` if the folder is not writable."""
+        self._folder = _create_folder(folder)
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Write the map."""
@@ -197,17 +199,17 @@ class MapsSink(Sink):
             np.save(stream, verdict.map, allow_pickle=False)
 
     def close(self) -> None:
-        """Nothing to finish: each map is whole."""
+        """Nothing to finish: each map is complete."""
 
 
 def _stem(verdict: Verdict) -> str:
-    """A file name that sorts by camera and frame and tells where the frame comes from."""
+    """A file name that sorts by camera and frame and identifies the source of the frame."""
     readable = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w+$", "", verdict.name)).strip("._")
     camera = "" if verdict.camera is None else f"camera{verdict.camera}_"
     return f"{camera}{verdict.frame_id:06d}_{readable[-60:]}"
 
 
-def _folder(path: Path) -> Path:
+def _create_folder(path: Path) -> Path:
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -216,10 +218,10 @@ def _folder(path: Path) -> Path:
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Encode in memory, then write: cv2.imwrite would leave half a file and only return False."""
+    """Encode in memory, then write: on errors cv2.imwrite leaves a partial file and only returns False."""
     encoded, data = cv2.imencode(path.suffix, picture)
     if not encoded:
-        raise OutputError(f"{path} cannot be encoded as {path.suffix}")
+        raise OutputError(f"{path}: OpenCV cannot encode this picture as {path.suffix}")
     try:
         with _writing(path):
             path.write_bytes(data.tobytes())
@@ -228,7 +230,7 @@ def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         raise
 
 
-def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
+def _open_video(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
     for codec in CODECS[path.suffix.lower()]:
         with _silent_stderr():
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
@@ -241,7 +243,7 @@ def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.Vi
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """FFmpeg prints about codecs it lacks, past OpenCV's log level, straight to the process's stderr."""
+    """Silence FFmpeg, which reports missing codecs on the process's stderr regardless of OpenCV's log level."""
     saved = os.dup(2)
     try:
         with Path(os.devnull).open("w") as null:
@@ -254,14 +256,14 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says into one sentence."""
+    """Map errors of the operating system to `OutputError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(path) from error
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another path") from error
 
 
 def _disk_full(path: Path) -> OutputError:
-    return OutputError(f"the disk that holds {path} is full: free some space, or write elsewhere")
+    return OutputError(f"the disk that holds {path} is full: free some space, or choose another path")

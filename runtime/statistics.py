@@ -1,7 +1,7 @@
 """Counts and latencies of a run.
 
-Latency has three names here: *network* (the engine alone), *frame* (preprocess to score) and *verdict* (capture to the
-verdict handed to the first sink, waiting included).
+Three latencies are distinguished: *network* (the engine alone), *frame* (preprocess to score) and *verdict* (from
+capture until the verdict goes to the first sink, waiting included).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Latency = Literal["network", "frame", "verdict"]
 LATENCIES: tuple[Latency, ...] = ("network", "frame", "verdict")
 
 WINDOW = 4096
-"""`Statistics` looks back over so many frames: a run of months keeps its memory."""
+"""Latencies cover this many of the last frames, so that memory stays constant in a run of months."""
 
 
 @dataclass
 class Statistics:
     """Counts of a run, and the latencies of its last `WINDOW` frames.
 
-    ``frames`` were judged, ``rejects`` of them anomalous; ``dropped`` were captured and replaced by newer ones;
-    ``skipped`` pictures could not be read.
+    ``frames`` were inspected, and ``rejects`` of them were anomalous; ``dropped`` frames were captured but replaced by
+    newer ones; ``skipped`` pictures were unreadable.
     """
 
     frames: int = 0
@@ -48,13 +48,13 @@ class Statistics:
             values.append(verdict.timings_ms[name])
 
     def latency_ms(self, name: Latency, percentile: float) -> float:
-        """A percentile (0 to 100) of a latency over the last `WINDOW` frames; not a number before the first."""
+        """A percentile (0 to 100) of a latency over the last `WINDOW` frames; NaN before the first."""
         values = self._latency_ms[name]
         return float(np.percentile(values, percentile)) if values else math.nan
 
     @property
     def frames_per_second(self) -> float:
-        """Verdicts per second over the last `WINDOW` frames; not a number before the second."""
+        """Verdicts per second over the last `WINDOW` frames; NaN before the second."""
         if len(self._decided_at_ns) < 2 or self._decided_at_ns[-1] == self._decided_at_ns[0]:
             return math.nan
         return (len(self._decided_at_ns) - 1) * 1e9 / (self._decided_at_ns[-1] - self._decided_at_ns[0])

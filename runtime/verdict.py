@@ -1,4 +1,4 @@
-"""What the inspector says about one frame, and how that reads as a line of JSON."""
+"""The verdict on one frame, and its JSON record."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 class Verdict:
     """The decision about one frame.
 
-    frame_id        number of the frame, from 0, counted by the source: a gap is a frame that was dropped or skipped
-    name            where the frame comes from: a file name, or the source and the frame's number
-    captured_at_ns  time.monotonic_ns() when the frame was taken from the camera or read from its file
-    decided_at_ns   time.monotonic_ns() just before the verdict is handed to the first sink
+    frame_id        number assigned by the source, from 0; a gap is a dropped or skipped frame
+    name            origin of the frame: a file name, or the source and the frame's number
+    captured_at_ns  time.monotonic_ns() when the camera delivered the frame, or after it was read from its file
+    decided_at_ns   time.monotonic_ns() just before the verdict goes to the first sink
     score           raw image score; higher is more anomalous
-    threshold       the frame is anomalous when score > threshold
-    z               score in standard deviations above held-out good pictures, for display; None where not fitted
-    camera          which of several cameras that share an engine, from 0; None where there is one
-    map             float32 (H, W) anomaly map: network input size, or frame size when tiled. It is a view that is
-                    valid only while a sink takes the verdict: copy it to keep it
-    timings_ms      where the time went: "preprocess", "network", "scoring" (of the batch the frame was in), "frame"
-                    (preprocess to score) and "verdict" (capture to this verdict handed over)
+    threshold       the frame is anomalous if score > threshold
+    z               score in standard deviations above held-out good pictures, for display; None if not fitted
+    camera          index, from 0, among several cameras that share an engine; None if there is only one
+    map             float32 (H, W) anomaly map: network input size, or frame size if tiled. It is a view, valid only
+                    while a sink takes the verdict: copy it to keep it
+    timings_ms      durations: "preprocess", "network", "scoring" (of the whole batch), "frame" (preprocess to score)
+                    and "verdict" (from capture until this verdict goes to the first sink)
     """
 
     frame_id: int
@@ -46,8 +46,8 @@ class Verdict:
 def captured_at(verdict: Verdict) -> datetime:
     """When the frame was captured, in UTC.
 
-    The wall clock is read now and the frame's age subtracted, so that a clock set right during a long run is right
-    for every frame after that.
+    Computed as the current wall-clock time minus the frame's age, so that after a clock correction during a long run
+    every further frame has the right time.
     """
     age_ns = time.monotonic_ns() - verdict.captured_at_ns
     return datetime.now(timezone.utc) - timedelta(microseconds=age_ns / 1000)

@@ -1,4 +1,4 @@
-"""The tables of an evaluation: methods down, data sets across, mean and spread over seeds beside published values."""
+"""Tables of an evaluation: methods by data sets, mean and spread over seeds, beside published values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from adedge.benchmarks.evaluation.cells import METRICS, Cell
 from adedge.benchmarks.evaluation.published import published_mean, published_value
 
-MEAN = "mean"  # the last column's name
+MEAN = "mean"  # name of the last column
 
 SOURCES = """\
 [1] Chung et al., "Unsupervised Anomaly Detection Using Style Distillation", IEEE Access 2020. \
@@ -23,9 +23,9 @@ SOURCES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One field of a table: a value for each seed, and (value, source) of what was published.
+    """One table entry: a value per seed, and the published (value, source).
 
-    ``interval`` is that of a single seed's value, (low, high) with 95% confidence; None of several, or of a mean.
+    ``interval`` is the 95% confidence interval (low, high) of a single seed's value; None for several seeds or a mean.
     """
 
     values: tuple[float, ...]
@@ -34,20 +34,20 @@ class Entry:
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Mean over seeds."""
         return float(np.mean(self.values))
 
     @property
     def std(self) -> float | None:
-        """Sample deviation over seeds; None of a single one."""
+        """Sample standard deviation over seeds; None for a single seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A metric of `METRICS` on one collection: entries by (system, column), `MEAN` last if there are several.
+    """One metric of `METRICS` on one collection: entries by (system, column), with a last column `MEAN` if several.
 
-    ``seeds`` is how many the fullest entries have.
+    ``seeds`` is the largest number of seeds of an entry.
     """
 
     collection: str
@@ -59,7 +59,7 @@ class Table:
 
 
 def tables_from(cells: Sequence[Cell]) -> list[Table]:
-    """A table for each collection and each metric that some cell has; rows and columns in the order of the cells."""
+    """One table per collection and metric that occurs in the cells; rows and columns follow the order of the cells."""
     tables = []
     for collection in dict.fromkeys(cell.task.column.collection for cell in cells):
         for metric in METRICS:
@@ -77,20 +77,20 @@ def _table(collection: str, metric: str, cells: Sequence[Cell]) -> Table:
     for system in systems:
         own = [cell for cell in cells if cell.task.system == system]
         for name in columns:
-            if found := [cell for cell in own if cell.task.column.name == name]:
-                first = found[0].metrics[metric]
+            if repeats := [cell for cell in own if cell.task.column.name == name]:
+                first = repeats[0].metrics[metric]
                 entries[system, name] = Entry(
-                    values=tuple(cell.metrics[metric].value for cell in found),
-                    published=published_value(found[0].system, metric, found[0].known),
-                    interval=(first.low, first.high) if len(found) == 1 else None,
+                    values=tuple(cell.metrics[metric].value for cell in repeats),
+                    published=published_value(repeats[0].system, metric, repeats[0].known),
+                    interval=(first.low, first.high) if len(repeats) == 1 else None,
                 )
-        # Seeds that lack a class have no mean: it would be one over other classes than the row above it.
+        # A seed that lacks a class has no mean, because it would cover other classes than the means of other rows.
         by_seed = [[cell.metrics[metric].value for cell in own if cell.task.seed == seed] for seed in seeds]
         complete = [float(np.mean(values)) for values in by_seed if len(values) == len(columns)]
         if len(columns) > 1 and complete:
-            known = [next(cell.known for cell in own if cell.task.column.name == name) for name in columns]
+            classes = [next(cell.known for cell in own if cell.task.column.name == name) for name in columns]
             entries[system, MEAN] = Entry(
-                values=tuple(complete), published=published_mean(own[0].system, metric, known)
+                values=tuple(complete), published=published_mean(own[0].system, metric, classes)
             )
     return Table(
         collection=collection,
@@ -103,7 +103,7 @@ def _table(collection: str, metric: str, cells: Sequence[Cell]) -> Table:
 
 
 def markdown(cells: Sequence[Cell], command: str) -> str:
-    """All tables, and what has to be known of them."""
+    """All tables in Markdown, followed by remarks on how to read them."""
     parts = [f"# Evaluation\n\n```console\n$ {command}\n```"]
     for table in tables_from(cells):
         head = ["method", *table.columns]
@@ -117,7 +117,7 @@ def markdown(cells: Sequence[Cell], command: str) -> str:
 
 
 def csv_text(cells: Sequence[Cell]) -> str:
-    """One line for each field of the tables: for spreadsheets and scripts."""
+    """One CSV line per table entry, for spreadsheets and scripts."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -134,17 +134,17 @@ def csv_text(cells: Sequence[Cell]) -> str:
 
 
 def _remarks(cells: Sequence[Cell]) -> list[str]:
-    """What the figures mean, under which settings they came about, and where the published ones are from."""
+    """What the figures mean, how they were obtained, and the sources of published values."""
     seeds = sorted({cell.task.seed for cell in cells})
     published = any(entry.published for table in tables_from(cells) for entry in table.entries.values())
     remarks = [
         (
             "Mean over seeds, ± the sample standard deviation over them"
             if len(seeds) > 1
-            else "One seed, with the interval that the choice of test pictures leaves (95%, bootstrap)"
+            else "One seed, with a 95% bootstrap interval over test pictures"
         )
-        + (", and in parentheses what the paper reports" if published else "")
-        + ". Measured by the reference (PyTorch, FP32) on the whole test set; nothing of it was used in training.",
+        + (", and in parentheses the value that the paper reports" if published else "")
+        + ". Measured with the reference (PyTorch, FP32) on the whole test set, none of which was used in training.",
         f"Seeds: {', '.join(map(str, seeds))}. Budget: {', '.join(sorted({cell.budget for cell in cells}))}"
         + (", a fraction of the papers' training" if any(cell.budget != "paper" for cell in cells) else "")
         + (", bfloat16" if any(cell.task.amp for cell in cells) else "")

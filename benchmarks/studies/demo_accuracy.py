@@ -1,9 +1,9 @@
-"""The demo's accuracy over seeds, beside detectors that need no training.
+"""Measures the demo's accuracy over seeds, beside detectors that need no training.
 
     python -m adedge.benchmarks.studies.demo_accuracy -o OUT
 
-Each seed draws its own crops and defects and trains its own networks, by the settings and options of `adedge demo`, in
-FP32. The detectors without training show what the defects' grey values alone give away.
+Each seed draws its own crops and defects and trains its own networks, with the settings of `adedge demo`, in FP32. The
+untrained detectors show how far the defects' grey values alone give them away.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one seed gave. ``untrained`` are image AUROCs of detectors by name, ``kinds`` those of the trained one.
+    """The results of one seed.
 
-    ``false_alarms`` and ``misses`` are rates among good and defective test pictures, at the threshold that calibration
-    pictures give for the false-alarm rate that the demo states.
+    ``untrained`` are the image AUROCs of the untrained detectors by name, ``kinds`` those of the trained one by kind of
+    defect. ``false_alarms`` and ``misses`` are rates among good and defective test pictures, at the threshold fitted to
+    the calibration pictures for the demo's false-alarm rate.
     """
 
     seed: int
@@ -63,9 +64,9 @@ class Row:
 
 
 def untrained_aurocs(labels: NDArray[np.int64], frames: NDArray[np.uint8]) -> dict[str, float]:
-    """Image AUROC of four numbers of a picture; ``labels`` (N,) 0 or 1, ``frames`` (N, H, W, C) uint8.
+    """Image AUROC of four statistics of a picture; ``labels`` (N,) 0 or 1, ``frames`` (N, H, W, C) uint8.
 
-    Mean and standard deviation may separate in either direction: the better one counts.
+    Mean and standard deviation may separate in either direction; the better one counts.
     """
     mean, std = (auroc(labels, values) for values in (frames.mean((1, 2, 3)), frames.std((1, 2, 3))))
     return {
@@ -77,7 +78,7 @@ def untrained_aurocs(labels: NDArray[np.int64], frames: NDArray[np.uint8]) -> di
 
 
 def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None = None) -> Row:
-    """Measure a bundle by PyTorch and the NumPy scoring reference on the test pictures of ``data``, all of one size."""
+    """Measure a bundle with PyTorch and the NumPy scoring reference on the test pictures of ``data``, all one size."""
     from adedge.data.datasets import load_dataset
     from adedge.data.pictures import conform
     from adedge.data.synthesis import DEMO
@@ -93,14 +94,14 @@ def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None 
     kinds = np.array([sample.kind for sample in samples])
     masks = np.zeros(frames.shape[:3], bool)
     for mask, sample in zip(masks, samples, strict=True):
-        known = sample.read_mask() if sample.label else None
-        if known is not None:
-            mask[:] = known
+        defect = sample.read_mask() if sample.label else None
+        if defect is not None:
+            mask[:] = defect
         elif sample.label:
             raise DataError(f"{sample.path} has no mask: write the pictures again with write_demo_dataset")
     model = load_detector(bundle)
     maps, scores = predict(model, bundle.manifest, frames)
-    # The split-conformal threshold of `adedge calibrate`, by its definition.
+    # The split-conformal threshold of `adedge calibrate`, computed from its definition.
     rank = math.ceil((len(held_out) + 1) * (1 - DEMO.false_alarm_rate))
     threshold = np.sort(predict(model, bundle.manifest, held_out)[1])[rank - 1]
     good = labels == 0
@@ -121,7 +122,7 @@ def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None 
 
 
 def measure(seed: int, folder: Path) -> Row:
-    """Write the pictures of ``seed`` into ``folder``, train as the demo does unless the bundle is there, measure."""
+    """Write the pictures of ``seed`` to ``folder``, train as the demo does unless the bundle exists, and measure."""
     from adedge.data.synthesis import DEMO, write_demo_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,10 +140,10 @@ def measure(seed: int, folder: Path) -> Row:
 def main(
     results: Annotated[Path, typer.Option("--output", "-o", help="Folder for bundles and demo_accuracy.json.")],
     seeds: Annotated[
-        str, typer.Option(help="Seeds, comma-separated; no setting was chosen on these three.")
+        str, typer.Option(help="Comma-separated seeds; no setting was tuned on the default ones.")
     ] = "102,103,104",
 ) -> None:
-    """Train and measure the demo for each seed; interrupted, the same command goes on."""
+    """Train and measure the demo for each seed; after an interruption, the same command continues."""
     output.print(HEADER)
     rows = []
     for seed in seeds.split(","):

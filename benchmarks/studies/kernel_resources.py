@@ -1,10 +1,10 @@
-"""What the CUDA kernels take of a GPU: registers, shared memory and stack, for each architecture; needs no GPU.
+"""Lists the registers, shared memory and stack of the CUDA kernels for each architecture; requires no GPU.
 
     python -m adedge.benchmarks.studies.kernel_resources [--architectures sm_87,sm_90,sm_110]
 
-Every kernel is compiled with this machine's nvcc or NVRTC and the figures are read from the machine code. A stack means
-that values which belong into registers go to memory: the command then ends with exit code 1, as it does where a kernel
-does not compile. "blocks" is how many blocks of 256 threads one multiprocessor holds at once.
+Compiles every kernel with this machine's nvcc or NVRTC and reads the figures from the machine code. A stack means that
+values spill from registers to memory; the command then exits with 1, as it does if a kernel does not compile. "blocks"
+is the number of blocks of 256 threads that one multiprocessor holds at once.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from adedge.errors import EngineError
 from adedge.runtime.cuda.kernel_cache import KERNELS, Compiler, find_compiler
 
 ARCHITECTURES = ("sm_87", "sm_90", "sm_110")
-"""Jetson Orin, the data centre's Hopper, Jetson Thor."""
+"""Jetson Orin, Hopper (data centre), Jetson Thor."""
 
-REGISTERS_A_MULTIPROCESSOR = 65536
-SHARED_BYTES_A_MULTIPROCESSOR = {"sm_87": 164 << 10, "sm_90": 228 << 10, "sm_110": 228 << 10}
-SHARED_BYTES_RESERVED = 1 << 10  # by CUDA for each block; from sm_90 on the machine code counts them in
-THREADS_A_BLOCK = 256
+REGISTERS_PER_MULTIPROCESSOR = 65536
+SHARED_BYTES_PER_MULTIPROCESSOR = {"sm_87": 164 << 10, "sm_90": 228 << 10, "sm_110": 228 << 10}
+SHARED_BYTES_RESERVED = 1 << 10  # by CUDA for each block; from sm_90 on the machine code includes them
+THREADS_PER_BLOCK = 256
 ROW = "{:24} {:8} {:>9} {:>7} {:>6} {:>6}\n"
-THREADS_A_MULTIPROCESSOR = {"sm_87": 1536, "sm_90": 2048, "sm_110": 2048}
+THREADS_PER_MULTIPROCESSOR = {"sm_87": 1536, "sm_90": 2048, "sm_110": 2048}
 
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What one kernel takes: registers a thread, static shared memory a block, stack a thread (bytes)."""
+    """Resources of one kernel: registers per thread, static shared memory per block, stack per thread (bytes)."""
 
     kernel: str
     registers: int
@@ -40,16 +40,16 @@ class KernelResources:
     stack_bytes: int
 
     def blocks(self, architecture: str) -> int | None:
-        """Blocks of 256 threads that one multiprocessor holds at once; None for an architecture that is not known."""
-        if architecture not in SHARED_BYTES_A_MULTIPROCESSOR:
+        """Blocks of 256 threads that one multiprocessor holds at once; None for an unknown architecture."""
+        if architecture not in SHARED_BYTES_PER_MULTIPROCESSOR:
             return None
-        # Registers are given to warps in units of 256.
+        # Registers are allocated to warps in units of 256.
         warp = -(-self.registers * 32 // 256) * 256
         reserved = SHARED_BYTES_RESERVED if architecture == "sm_87" else 0
         limits = (
-            REGISTERS_A_MULTIPROCESSOR // (warp * THREADS_A_BLOCK // 32),
-            SHARED_BYTES_A_MULTIPROCESSOR[architecture] // max(1, self.shared_bytes + reserved),
-            THREADS_A_MULTIPROCESSOR[architecture] // THREADS_A_BLOCK,
+            REGISTERS_PER_MULTIPROCESSOR // (warp * THREADS_PER_BLOCK // 32),
+            SHARED_BYTES_PER_MULTIPROCESSOR[architecture] // max(1, self.shared_bytes + reserved),
+            THREADS_PER_MULTIPROCESSOR[architecture] // THREADS_PER_BLOCK,
         )
         return min(limits)
 
@@ -62,13 +62,13 @@ class _Section:
 
 
 def resources(image: bytes) -> list[KernelResources]:
-    """The kernels of a cubin, by name. Raises `EngineError` where it is no cubin.
+    """The kernels of a cubin, sorted by name. Raises `EngineError` if ``image`` is not a cubin.
 
-    A cubin is an ELF file. Of kernel k, ".nv.shared.k" is as large as its static shared memory; the attributes in
-    ".nv.info" give, for the symbol of each kernel, the registers (attribute 0x2f) and the stack frame (0x11).
+    A cubin is an ELF file. The size of section ".nv.shared.k" is the static shared memory of kernel k; the attributes
+    in ".nv.info" give, per kernel symbol, the registers (attribute 0x2f) and the stack frame (0x11).
     """
     if image[:6] != b"\x7fELF\x02\x01":
-        raise EngineError("this is no machine code for a GPU: an ELF file was expected")
+        raise EngineError("this is not GPU machine code: an ELF file was expected")
     sections = _sections(image)
     symbols = _symbols(sections)
     registers: dict[str, int] = {}
@@ -102,7 +102,7 @@ def _sections(image: bytes) -> dict[str, _Section]:
 
 
 def _contents(image: bytes, entry: Sequence[int]) -> bytes:
-    """A section's bytes; shared memory (type 8, "no bits") has none in the file."""
+    """The bytes of a section; shared memory (type 8, "no bits") has none in the file."""
     return b"" if entry[1] == 8 else image[entry[4] : entry[4] + entry[5]]
 
 
@@ -116,7 +116,7 @@ def _text(names: bytes, offset: int) -> str:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(attribute, payload): only those of format 4 have a payload, the others hold their value in the size's place."""
+    """(attribute, payload) of format 4; attributes of other formats store their value in the size field instead."""
     offset = 0
     while offset + 4 <= len(data):
         form, attribute, size = struct.unpack_from("<BBH", data, offset)
@@ -127,20 +127,20 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def compiled(compiler: Compiler, architecture: str, folder: Path = KERNELS) -> dict[str, list[KernelResources]]:
-    """The kernels of each source file. Raises `EngineError` where one does not compile."""
+    """The kernels of each source file. Raises `EngineError` if one does not compile."""
     return {source.name: resources(compiler.compile(source, architecture)) for source in sorted(folder.glob("*.cu"))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 1 where a kernel does not compile or needs a stack."""
+    """Print the table; return 1 if a kernel does not compile or needs a stack."""
     parser = argparse.ArgumentParser(prog="python -m adedge.benchmarks.studies.kernel_resources", description=__doc__)
-    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="separated by commas")
+    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="comma-separated architectures")
     architectures = parser.parse_args(arguments).architectures.split(",")
     failed = False
     try:
         compiler = find_compiler()
-        sys.stdout.write(f"compiled by {compiler.name}; registers a thread, bytes of shared memory a block\n")
-        sys.stdout.write(ROW.format("kernel", "for", "registers", "shared", "stack", "blocks"))
+        sys.stdout.write(f"compiled by {compiler.name}; registers per thread, bytes of shared memory per block\n")
+        sys.stdout.write(ROW.format("kernel", "arch", "registers", "shared", "stack", "blocks"))
         for architecture in architectures:
             for kernels in compiled(compiler, architecture).values():
                 for kernel in kernels:

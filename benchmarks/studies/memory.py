@@ -1,10 +1,10 @@
-"""Resident memory of the pipeline after 10 000 frames against that after 500: a run of months must not grow.
+"""Compares the pipeline's resident memory after 10 000 frames and after 500: it must not grow in a run of months.
 
     python -m adedge.benchmarks.studies.memory [--bundle BUNDLE] [--frames 10000]
 
-Frames are fresh arrays, as a camera's are, of two sizes in turn; each goes through preprocessing, an ONNX Runtime
-engine (that of BUNDLE, or a small convolution), DSSIM with its filter, and the sinks for JSON lines and rejects. The
-process fails when memory grew by more than 5%.
+As with a camera, each frame is a new array; two sizes alternate. Frames go through preprocessing, an ONNX Runtime
+engine (that of BUNDLE, or a small convolution), scoring, and the sinks for JSON lines and rejects. The command fails if
+memory grows by more than 5%.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from adedge.runtime.statistics import Statistics
 from adedge.specs import Dssim, EngineKey, InputSpec, ScoreSpec, Uniform
 
 EARLY, LATE = 500, 10_000
-GROWTH_ALLOWED = 0.05
+MAX_GROWTH = 0.05
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, as the kernel counts it."""
+    """Resident memory of this process, as reported by the kernel."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(inspector: HostInspector, frames: int, folder: Path) -> dict[str, int]:
-    """Run ``frames`` frames and return resident bytes after `EARLY` of them and after all."""
+    """Run ``frames`` frames; return the resident bytes after `EARLY` of them and after all."""
     resident: dict[str, int] = {}
 
     def watch(statistics: Statistics) -> None:
@@ -57,7 +57,7 @@ def measure(inspector: HostInspector, frames: int, folder: Path) -> dict[str, in
 
 
 def _frames(count: int) -> Iterator[NDArray[np.uint8]]:
-    """Fresh frames of two sizes: a gradient, and in one of 200 a patch of noise, which is rejected."""
+    """New frames of two sizes: a gradient, and in every 200th a patch of noise, which is rejected."""
     rng = np.random.default_rng(0)
     for number in range(count):
         height, width = (480, 640) if number % 2 else (360, 480)
@@ -69,7 +69,7 @@ def _frames(count: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _small_detector() -> tuple[Backend, InputSpec, ScoreSpec]:
-    """A 3x3 convolution from a picture to a blurred one: DSSIM of the two is an anomaly map."""
+    """A 3x3 convolution that blurs the picture; the anomaly map is the DSSIM of the two."""
     try:
         import onnx
     except ImportError:
@@ -92,7 +92,7 @@ def _small_detector() -> tuple[Backend, InputSpec, ScoreSpec]:
 
 
 def main() -> int:
-    """Measure, print one JSON object, and return 1 when memory grew by more than is allowed."""
+    """Measure, print one JSON object, and return 1 if memory grew more than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="use this bundle's onnxruntime/fp32 engine")
     parser.add_argument("--frames", type=int, default=LATE)
@@ -112,9 +112,9 @@ def main() -> int:
         resident = measure(inspector, arguments.frames, Path(folder))
         rejects = len(list((Path(folder) / "rejects").glob("*.png")))
     growth = resident[f"after_{arguments.frames}"] / resident[f"after_{EARLY}"] - 1
-    result = {"resident_bytes": resident, "growth": round(growth, 4), "allowed": GROWTH_ALLOWED, "rejects": rejects}
+    result = {"resident_bytes": resident, "growth": round(growth, 4), "allowed": MAX_GROWTH, "rejects": rejects}
     sys.stdout.write(json.dumps(result) + "\n")
-    return int(growth > GROWTH_ALLOWED)
+    return int(growth > MAX_GROWTH)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Scoring on a CPU against scikit-image and SciPy: DSSIM 7x7 on 3x256x256 float32, uniform 32, maximum.
+"""Times scoring on a CPU against scikit-image and SciPy: DSSIM 7x7 on 3x256x256 float32, uniform 32, maximum.
 
     python -m adedge.benchmarks.studies.scoring_speed [--rounds 40]
 
-Both get the same two images and take turns; medians are compared. Before anything is timed both maps and scores are
-compared, against scikit-image in float64. Promised: at least 5 times faster.
+Both process the same two images in turns; medians are compared. Before timing, maps and scores are compared with those
+of scikit-image in float64. Goal: at least 5 times faster.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from adedge.errors import EngineError, MissingDependency
 from adedge.runtime.scoring import Scorer
 from adedge.specs import Dssim, ScoreSpec, Uniform
 
-RATIO_PROMISED = 5.0
+MIN_RATIO = 5.0
 SHAPE = (3, 256, 256)
 THREADS = 2
 WARM_UP = 3
 
 
 def compare(rounds: int) -> dict[str, list[float]]:
-    """Times in milliseconds of "adedge" and "peer" (scikit-image and SciPy), taking turns for ``rounds`` rounds."""
+    """Time "adedge" and "peer" (scikit-image and SciPy) in turns, for ``rounds`` rounds; samples in milliseconds."""
     try:
         from scipy.ndimage import uniform_filter
         from skimage.metrics import structural_similarity
@@ -49,7 +49,7 @@ def compare(rounds: int) -> dict[str, list[float]]:
     maps, scores = scorer((a, b))
     expected_map, expected_score = peer(a[0].astype(np.float64), b[0].astype(np.float64))
     if abs(maps[0] - expected_map).max() > 1e-4 or abs(scores[0] - expected_score) > 1e-4:
-        raise EngineError("adedge and scikit-image give different maps: nothing to time")
+        raise EngineError("the maps of adedge and scikit-image differ, so they are not timed")
 
     samples: dict[str, list[float]] = {"adedge": [], "peer": []}
     runs: dict[str, Callable[[], object]] = {"adedge": lambda: scorer((a, b)), "peer": lambda: peer(a[0], b[0])}
@@ -63,7 +63,7 @@ def compare(rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print a Markdown table; exit with 1 where the ratio is below the promise."""
+    """Print a Markdown table; exit with 1 if the ratio misses the goal."""
     parser = argparse.ArgumentParser(description="Time CPU scoring against scikit-image and SciPy.")
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -79,10 +79,10 @@ def main() -> None:
         f"| adedge.runtime.scoring | {ours:.2f} | {min(samples['adedge']):.2f} |",
         f"| scikit-image + SciPy | {theirs:.2f} | {min(samples['peer']):.2f} |",
         "",
-        f"ratio {theirs / ours:.1f} (promised: at least {RATIO_PROMISED:.0f})",
+        f"ratio {theirs / ours:.1f} (goal: at least {MIN_RATIO:.0f})",
     ]
     sys.stdout.write("\n".join(rows) + "\n")
-    sys.exit(0 if theirs / ours >= RATIO_PROMISED else 1)
+    sys.exit(0 if theirs / ours >= MIN_RATIO else 1)
 
 
 if __name__ == "__main__":

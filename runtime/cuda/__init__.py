@@ -1,1 +1,1 @@
-"""What runs on an NVIDIA GPU: the driver, kernels and their launches, CUDA graphs, and the inspector made of them."""
+"""Inspection on an NVIDIA GPU: driver, kernel cache, launches, CUDA graphs and the inspector built from them."""

@@ -1,8 +1,8 @@
-"""CUDA's device 0 through pycuda: its memory, its streams, and the kernels in runtime/kernels on the engine's stream.
+"""CUDA device 0 through pycuda: memory, streams, and launches of the kernels in runtime/kernels.
 
-pycuda's errors become `EngineError` here and nowhere else, each naming what was asked for. The CUDA context is the
-device's primary one, which TensorRT's own CUDA runtime uses too; pycuda.autoinit would make a second one in which
-TensorRT's handles are invalid.
+This is the only module that maps pycuda's errors to `EngineError`, naming the operation that failed. The CUDA context
+is the device's primary context, which TensorRT's CUDA runtime uses too; pycuda.autoinit would create a second one, in
+which TensorRT's handles are invalid.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Dimensions = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of one kernel, planned on the host: pure data that any driver interface can execute.
+    """One kernel launch, planned on the host: pure data that any driver interface can execute.
 
     family      the source file in runtime/kernels, without ".cu"
     kernel      the function in it
     grid, block blocks in the grid and threads in a block, (x, y, z)
     shared      dynamic shared memory in bytes
-    signature   the arguments' types as `struct` writes them: P address, i int32, f float32, n int64
-    arguments   addresses as integers, and numbers
+    signature   types of the arguments in `struct` notation: P address, i int32, f float32, q int64
+    arguments   numbers, and addresses as integers
     """
 
     family: str
@@ -55,11 +55,16 @@ class Launch:
         return f"{self.kernel} (grid {grid}, block {block}{shared})"
 
 
-def load_cuda(purpose: str) -> Any:
-    """pycuda's driver module, initialised, on a machine where ``purpose`` ("executing an engine") can be done.
+def aligned(size: int) -> int:
+    """Bytes, rounded up so that what follows is aligned like a separate allocation."""
+    return -(-size // 256) * 256
 
-    Raises `MissingDependency` where pycuda is absent; `EngineError` where there is no NVIDIA driver, it is too old for
-    this pycuda, it does not start, or it sees no GPU.
+
+def load_cuda(purpose: str) -> Any:
+    """Import and initialise pycuda's driver module for ``purpose`` ("executing an engine"), which errors name.
+
+    Raises `MissingDependency` if pycuda is not installed; `EngineError` if there is no NVIDIA driver, it is too old
+    for this pycuda, it does not start, or it finds no GPU.
     """
     try:
         import pycuda.driver as cuda
@@ -79,7 +84,7 @@ def load_cuda(purpose: str) -> Any:
         count = cuda.Device.count()
     except cuda.Error as exc:
         if "no CUDA-capable device" not in str(exc):
-            raise EngineError(f"the NVIDIA driver does not start ({exc}): look at 'nvidia-smi' or 'dmesg'") from exc
+            raise EngineError(f"the NVIDIA driver does not start ({exc}): check 'nvidia-smi' or 'dmesg'") from exc
         count = 0
     if count == 0:
         raise EngineError(f"{purpose} needs an NVIDIA GPU, and CUDA sees none: use --target onnxruntime here")
@@ -87,17 +92,17 @@ def load_cuda(purpose: str) -> Any:
 
 
 class Gpu:
-    """CUDA's device 0, on which an engine and our kernels run.
+    """CUDA device 0, which runs the engine and the kernels.
 
-    Calls that touch the device stand inside ``with gpu.current():``; any thread may do that. ``compiler`` is what
-    compiles the sources in ``kernels`` when they are first needed: the machine's unless given, and ``cache`` where what
-    it made is kept.
+    Calls that touch the device must be made inside ``with gpu.current():``, from any thread. ``compiler`` compiles the
+    sources in ``kernels`` when they are first needed (by default the one found on this machine); ``cache`` is the
+    folder for the compiled code.
     """
 
     def __init__(
         self, cuda: Any, *, compiler: Compiler | None = None, cache: Path | None = None, kernels: Path = KERNELS
     ) -> None:
-        """``cuda``: what `load_cuda` gave. Raises `EngineError` where the context cannot be opened."""
+        """``cuda``: the module from `load_cuda`. Raises `EngineError` if the context cannot be opened."""
         self.cuda = cuda
         device = self._call("open the GPU", cuda.Device, 0)
         self.name = str(device.name())
@@ -113,18 +118,18 @@ class Gpu:
 
     @property
     def architecture(self) -> str:
-        """What kernels are compiled for: "sm_87"."""
+        """The architecture that kernels are compiled for: "sm_87"."""
         major, minor = self.compute_capability
         return f"sm_{major}{minor}"
 
     @property
     def integrated(self) -> bool:
-        """Whether GPU and processor share one memory, as on a Jetson."""
+        """Whether the GPU shares its memory with the CPU, as on a Jetson."""
         return bool(self._device.get_attribute(self.cuda.device_attribute.INTEGRATED))
 
     @property
     def multiprocessors(self) -> int:
-        """How many multiprocessors share the work: launches are planned to give each of them some."""
+        """Number of multiprocessors; launches are planned to give each of them work."""
         return int(self._device.get_attribute(self.cuda.device_attribute.MULTIPROCESSOR_COUNT))
 
     @contextmanager
@@ -137,9 +142,9 @@ class Gpu:
             self._context.pop()
 
     def allocate(self, size: int, what: str) -> Any:
-        """Device memory of ``size`` bytes; int() of it is its address, ``free()`` gives it back.
+        """Allocate ``size`` bytes of device memory; int() of the result is its address, ``free()`` frees it.
 
-        Raises `EngineError` naming ``what`` it was for, its size and what is free.
+        Raises `EngineError` with ``what`` the memory was for, its size and the free memory.
         """
         try:
             return self.cuda.mem_alloc(size)
@@ -147,15 +152,16 @@ class Gpu:
             free, total = self.cuda.mem_get_info()
             raise EngineError(
                 f"{what} needs {_size(size)} of GPU memory, of which {_size(free)} of {_size(total)} are free: "
-                "use a smaller --batch, or end what else uses this GPU"
+                "use a smaller --batch, or stop other programs on this GPU"
             ) from exc
         except self.cuda.Error as exc:
             raise EngineError(f"CUDA cannot allocate {_size(size)} for {what}: {exc}") from exc
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike, what: str, *, mapped: bool = False) -> NDArray[Any]:
-        """Page-locked host memory, zeroed: copies from and to it run on a stream.
+        """Allocate zeroed page-locked host memory, which streams can copy from and to asynchronously.
 
-        ``mapped``: the device reads and writes it in place, at `mapped_address`. Raises `EngineError`.
+        With ``mapped`` the device can access it in place, at `mapped_address`. Raises `EngineError` if the allocation
+        fails.
         """
         flags = self.cuda.host_alloc_flags.DEVICEMAP if mapped else 0
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -165,21 +171,21 @@ class Gpu:
         return array
 
     def mapped_address(self, array: NDArray[Any]) -> int:
-        """Where the device sees an array of `pinned` memory that is mapped."""
+        """Device address of an array from `pinned` with ``mapped``."""
         return int(self._call("map host memory", array.base.get_device_pointer))  # type: ignore[union-attr]
 
     def stream(self) -> Any:
-        """A new stream."""
-        return self._call("make a stream", self.cuda.Stream)
+        """Create a stream."""
+        return self._call("create a stream", self.cuda.Stream)
 
     def event(self) -> Any:
-        """A new event for one stream to wait for another, or the host for a stream; it takes no time stamps."""
-        return self._call("make an event", self.cuda.Event, self.cuda.event_flags.DISABLE_TIMING)
+        """Create an event, without timing, for a stream or the host to wait on another stream."""
+        return self._call("create an event", self.cuda.Event, self.cuda.event_flags.DISABLE_TIMING)
 
     def load(self, family: str) -> None:
-        """Compile and load a family of kernels now, so that no launch has to.
+        """Compile and load a family of kernels ahead of their first launch.
 
-        Raises `EngineError` where it cannot be compiled, or the driver refuses the code.
+        Raises `EngineError` if they cannot be compiled or the driver refuses the code.
         """
         if family in self._modules:
             return
@@ -187,8 +193,8 @@ class Gpu:
         driver = self.cuda.get_driver_version()
         if compiler.version[0] > driver // 1000:
             raise EngineError(
-                f"the NVIDIA driver runs CUDA up to {driver // 1000}.{driver % 1000 // 10} and the kernels were "
-                f"compiled by {compiler.name}: update the driver, or install a CUDA {driver // 1000} toolkit"
+                f"the NVIDIA driver supports CUDA up to {driver // 1000}.{driver % 1000 // 10}, but the kernels would "
+                f"be compiled by {compiler.name}: update the driver, or install a CUDA {driver // 1000} toolkit"
             )
         image = kernel_image(self._kernels / f"{family}.cu", self.architecture, compiler, self._cache)
         self._modules[family] = self._call(
@@ -198,7 +204,7 @@ class Gpu:
         )
 
     def launch(self, launch: Launch, stream: Any) -> None:
-        """Enqueue a kernel. Raises `EngineError` naming the kernel and how it was launched."""
+        """Enqueue a kernel. Raises `EngineError` with the kernel and its launch configuration."""
         function = self._functions.get(launch.kernel) or self._function(launch)
         self._launched = launch
         try:
@@ -209,31 +215,31 @@ class Gpu:
             raise EngineError(f"CUDA cannot launch {launch}: {exc}") from exc
 
     def wait(self, what: Any) -> None:
-        """Wait for a stream or an event. Raises `EngineError` where something that was enqueued has failed."""
+        """Wait for a stream or an event. Raises `EngineError` if enqueued work has failed."""
         try:
             what.synchronize()
         except self.cuda.Error as exc:
             after = f" after {self._launched}" if self._launched else ""
-            raise EngineError(f"the GPU failed{after}: {exc}; its context is lost: start again") from exc
+            raise EngineError(f"the GPU failed{after}: {exc}; its context is lost: restart the program") from exc
 
     def close(self) -> None:
-        """Unload the kernels and let go of the device; a second call does nothing.
+        """Unload the kernels and release the device; a second call does nothing.
 
-        What was allocated keeps the context until it is freed.
+        Memory that is still allocated keeps the context alive until it is freed.
         """
         self._functions.clear()
         with self.current():
             self._modules.clear()
 
     def _function(self, launch: Launch) -> Any:
-        """Look a kernel up once and prepare it for its arguments and for its shared memory."""
+        """Look a kernel up and prepare it for its arguments and shared memory."""
         self.load(launch.family)
         function = self._call(f"find {launch.kernel}", self._modules[launch.family].get_function, launch.kernel)
         function.prepare(launch.signature)
         if launch.shared > 48 << 10:
-            # More than every GPU has by default is given to kernels that ask.
+            # Kernels must request more than the default limit of 48 KiB.
             attribute = self.cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._call(f"give shared memory to {launch}", function.set_attribute, attribute, launch.shared)
+            self._call(f"reserve shared memory for {launch}", function.set_attribute, attribute, launch.shared)
         self._functions[launch.kernel] = function
         return function
 
@@ -245,11 +251,11 @@ class Gpu:
 
 
 class Resources:
-    """What was allocated for one purpose, given back together and in reverse, also where making it failed midway."""
+    """Owns related allocations and releases them together, in reverse order, also if creating them fails midway."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
-        self._owned: list[Callable[[], Any]] = []
+        self._releases: list[Callable[[], Any]] = []
 
     def __enter__(self) -> Resources:
         return self
@@ -261,30 +267,30 @@ class Resources:
             self.close()
 
     def device(self, size: int, what: str) -> int:
-        """The address of new device memory: see `Gpu.allocate`."""
+        """Allocate device memory that this object owns, and return its address: see `Gpu.allocate`."""
         memory = self.gpu.allocate(size, what)
-        self._owned.append(memory.free)
+        self._releases.append(memory.free)
         return int(memory)
 
-    def owned(self, thing: _T, release: Callable[[], Any]) -> _T:
-        """Remember how something is given back; returns it."""
-        self._owned.append(release)
-        return thing
+    def own(self, resource: _T, release: Callable[[], Any]) -> _T:
+        """Take ownership of a resource, which ``release`` frees, and return it."""
+        self._releases.append(release)
+        return resource
 
     def close(self) -> None:
-        """Give everything back, in the device's context; a second call does nothing."""
-        owned, self._owned = self._owned, []
+        """Release everything, in the device's context; a second call does nothing."""
+        releases, self._releases = self._releases, []
         with self.gpu.current():
-            for release in reversed(owned):
+            for release in reversed(releases):
                 try:
                     release()
                 except self.gpu.cuda.Error:
-                    # A lost context has freed its memory itself, and the failure that lost it was raised before.
+                    # A lost context has already freed its memory, and its failure was already raised.
                     continue
 
 
 def _size(size: int) -> str:
-    """A number of bytes for people."""
+    """A readable number of bytes."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"

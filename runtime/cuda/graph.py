@@ -1,7 +1,6 @@
-"""CUDA graphs and time stamps on a pycuda stream: pycuda knows neither capture nor time stamps inside a graph.
+"""CUDA graphs and timing events for pycuda streams: pycuda supports neither stream capture nor events in a graph.
 
-A dozen functions of the driver through ctypes, on the integer that pycuda's ``stream.handle`` is. Every status is
-checked.
+Calls a dozen driver functions through ctypes, with the integer ``stream.handle`` of pycuda, and checks every status.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from functools import cache
 
 from adedge.errors import EngineError
 
-THREAD_LOCAL = 1  # cuStreamBeginCapture: what other threads do meanwhile neither enters nor spoils the capture
-EXTERNAL = 1  # cuEventRecordWithFlags: inside a capture, a node of the graph that takes the time
+THREAD_LOCAL = 1  # cuStreamBeginCapture: calls of other threads neither enter the capture nor invalidate it
+EXTERNAL = 1  # cuEventRecordWithFlags: in a capture, creates a node that records the time
 
 _POINTER = ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -34,14 +33,14 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 @cache
 def _driver() -> ctypes.CDLL:
-    """The driver's library, which pycuda has loaded before, with the types of what is called."""
+    """Load the driver library (pycuda already has) and declare the argument types."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
         for name, arguments in _SIGNATURES.items():
             getattr(library, name).argtypes = arguments
     except (OSError, AttributeError) as exc:
         raise EngineError(
-            f"this NVIDIA driver cannot capture CUDA graphs ({exc}): it needs CUDA 11.4 or later"
+            f"this NVIDIA driver cannot capture CUDA graphs ({exc}): update it to CUDA 11.4 or later"
         ) from exc
     return library
 
@@ -55,13 +54,13 @@ def _check(name: str, *arguments: object) -> None:
 
 
 class Graph:
-    """Work that was captured on a stream and is launched as a whole."""
+    """Work captured from a stream, launched as a whole."""
 
     def __init__(self, stream: int, enqueue: Callable[[], None]) -> None:
-        """Capture what ``enqueue`` puts on the stream (a ``stream.handle``); nothing of it runs.
+        """Capture what ``enqueue`` submits to the stream (a ``stream.handle``), without running it.
 
-        Raises what ``enqueue`` raises, or `EngineError` where it does what cannot be captured: waiting, allocating.
-        The stream is as it was before, and can be used without a graph.
+        Raises the exceptions of ``enqueue``, and `EngineError` if it synchronises or allocates, which cannot be
+        captured. The stream remains usable without a graph.
         """
         self._executable = _POINTER()
         _check("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
@@ -69,7 +68,7 @@ class Graph:
         try:
             enqueue()
         except BaseException:
-            # The capture has to be ended; that it was spoilt is known.
+            # End the capture; its status is ignored because the capture is known to have failed.
             _driver().cuStreamEndCapture(stream, ctypes.byref(graph))
             if graph:
                 _driver().cuGraphDestroy(graph)
@@ -81,39 +80,39 @@ class Graph:
             _check("cuGraphDestroy", graph)
 
     def launch(self, stream: int) -> None:
-        """Enqueue all of it on a stream. Raises `EngineError`."""
+        """Enqueue the graph on a stream. Raises `EngineError` if the driver refuses."""
         _check("cuGraphLaunch", self._executable, stream)
 
     def close(self) -> None:
-        """Give the graph back; a second call does nothing."""
+        """Destroy the graph; a second call does nothing."""
         if self._executable:
             executable, self._executable = self._executable, _POINTER()
             _check("cuGraphExecDestroy", executable)
 
 
 class TimingEvent:
-    """A time stamp that a stream takes when it gets there, also inside a graph."""
+    """A CUDA event that records the GPU's time, also inside a graph."""
 
     def __init__(self) -> None:
-        """Raises `EngineError` where the driver has none to give."""
+        """Raises `EngineError` if the driver cannot create an event."""
         self._event = _POINTER()
         _check("cuEventCreate", ctypes.byref(self._event), 0)
 
     def record(self, stream: int, *, captured: bool = False) -> None:
-        """Enqueue the stamp; ``captured`` says that the stream is being captured. Raises `EngineError`."""
+        """Enqueue the event; set ``captured`` while the stream is being captured. Raises `EngineError` on failure."""
         if captured:
             _check("cuEventRecordWithFlags", self._event, stream, EXTERNAL)
         else:
             _check("cuEventRecord", self._event, stream)
 
     def ms_since(self, earlier: TimingEvent) -> float:
-        """GPU time in ms from an earlier stamp to this one, both taken. Raises `EngineError` where they are not."""
+        """GPU time in ms from an earlier event to this one. Raises `EngineError` if either has not occurred yet."""
         elapsed = ctypes.c_float()
         _check("cuEventElapsedTime", ctypes.byref(elapsed), earlier._event, self._event)
         return elapsed.value
 
     def close(self) -> None:
-        """Give the stamp back; a second call does nothing."""
+        """Destroy the event; a second call does nothing."""
         if self._event:
             event, self._event = self._event, _POINTER()
             _check("cuEventDestroy_v2", event)

@@ -1,35 +1,35 @@
-// DSSIM maps of two image batches: (1 - SSIM) / 2 per pixel and channel, mean over the channels.
+// DSSIM maps of two image batches: (1 - SSIM) / 2 per pixel and channel, averaged over the channels.
 //
-// Equals adedge.scoring.dssim_map: uniform K x K window, sample variances, C1 = (0.01 L)^2, C2 = (0.03 L)^2 of the data
-// range L, pictures mirrored at their border with the edge repeated. Within 1e-4 for images that span L. A NaN or an
-// infinity makes every window that holds it NaN, and no other.
+// Equals adedge.scoring.dssim_map: uniform K x K window, sample variances, C1 = (0.01 L)^2, C2 = (0.03 L)^2 for the
+// data range L, pictures mirrored at the border with the edge pixel repeated. Within 1e-4 for images that span L. A NaN
+// or an infinity makes exactly the windows that contain it NaN.
 //
 //   dssim3, dssim5 ... dssim15     (K = 3, 5, 7, 9, 11, 13, 15)
 //     const float *a, *b   (n, channels, height, width), contiguous
 //     float *map           (n, height, width); 16-byte aligned
 //     int channels, height, width
-//     int rows             rows of the picture for each block, a multiple of 8; see below
+//     int rows             rows of the picture per block, a multiple of 8; see below
 //     float range          L
-//   grid   (parts, ceil(height / rows), n), parts = 1 where width <= 256, else ceil(width / 240)
+//   grid   (parts, ceil(height / rows), n), parts = 1 if width <= 256, else ceil(width / 240)
 //   block  (threads, 1, 1), threads = the greater of columns and reached, rounded up to a multiple of 32: at most 256
-//            columns = width / parts, rounded up, and again to a multiple of 8: what a block covers
-//            reached = width where parts = 1 and K / 2 <= width, else columns + K - 1: what it sums down
+//            columns = width / parts, rounded up, then up to a multiple of 8: the columns that a block covers
+//            reached = width if parts = 1 and K / 2 <= width, else columns + K - 1: the columns that it sums
 //   shared 0
-//   rows: few (8) give many blocks, many (64) read the K - 1 rows between two blocks from near caches. Choose the
-//   largest of 64, 32, 16, 8 that still gives two blocks for every multiprocessor, and 8 where none does.
+//   rows: small values (8) give many blocks; with large ones (64) fewer blocks re-read the K - 1 rows they share.
+//   Choose the largest of 64, 32, 16, 8 that still gives each multiprocessor two blocks, or 8 if none does.
 //
-// The maths. With s = a + b - L, d = a - b, m the windowed mean and v the windowed variance, divided by n,
+// Formula. With s = a + b - L, d = a - b, and m and v the mean and variance (divided by n) over the window,
 //   A = m(d)^2        B = (m(s) + L)^2 + A + 2 C1        V = v(s) + v(d) + 2 C2 (n - 1) / n
 //   (1 - SSIM) / 2 = (A V + v(d) (B - 2 A)) / (B V)
-// Four moments instead of SSIM's five and one division. Nothing is subtracted from 1, so that images which nearly agree
-// keep their digits; s is taken from the middle of its range, because v = m(s^2) - m(s)^2 would lose them far from 0.
+// This takes four moments instead of SSIM's five, and one division. Nothing is subtracted from 1, which preserves
+// precision for nearly equal images; s is centred because v = m(s^2) - m(s)^2 loses precision far from 0.
 //
-// The work. A block walks down its rows, 8 at a time, all channels of 8 rows before the next 8. Each thread sums the
-// window down one column: 8 windows out of 8 + K - 1 pixels of each image, as suffix sums of the first K and prefix
-// sums of the rest, 3 additions a window and none of them a difference. The sums (4 floats) go to shared memory, are
-// read by the thread that has 8 pixels of one row, and are summed across in the same way. The next channel's pixels are
-// loaded meanwhile. For each pixel and channel that is 1.75 reads (K = 7) of each image of which most meet a cache, 16
-// bytes to shared memory and 28 back.
+// Work distribution. A block moves down its rows 8 at a time, handling all channels of 8 rows before the next 8. Each
+// thread computes vertical sums for one column: 8 windows from 8 + K - 1 pixels of each image, as suffix sums of the
+// first K plus prefix sums of the rest, with 3 additions per window and no subtraction. The sums (4 floats) go to
+// shared memory; the thread that owns 8 pixels of a row reads them and sums horizontally in the same way, while the
+// pixels of the next channel are loaded. Per pixel and channel this costs 1.75 reads (K = 7) of each image, most of
+// them cached, and 16 bytes written to and 28 read from shared memory.
 #include "common.cuh"
 
 namespace {
@@ -65,7 +65,7 @@ __device__ __forceinline__ float dissimilarity(float4 sums, Constants c) {
   return fmaf(square_d, variance, variance_d * fmaf(-2.0f, square_d, luminance)) * reciprocal(luminance * variance);
 }
 
-// One column of both images, as many rows as the windows of ROWS pixels reach.
+// One column of both images, with all rows that the windows of ROWS pixels cover.
 template <int K>
 struct Pixels {
   float a[ROWS + K - 1], b[ROWS + K - 1];
@@ -86,7 +86,7 @@ struct Pixels {
   }
 };
 
-// ROWS windows of K places that start one after the other. add(sums, k) adds place k to Moments; done(i, sums) takes
+// ROWS windows of K elements with consecutive starts. add(sums, k) adds element k to Moments; done(i, sums) receives
 // window i.
 template <int K, class Add, class Done>
 __device__ __forceinline__ void sum_windows(Add add, Done done) {

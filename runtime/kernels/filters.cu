@@ -1,21 +1,21 @@
 // Filters of anomaly maps: mean over a square window, Gaussian, greyscale opening. Maps are mirrored at their border
-// with the edge repeated (SciPy's "reflect"), also where they are smaller than the window.
+// with the edge pixel repeated (SciPy's "reflect"), even if they are smaller than the window.
 //
-// A NaN or an infinity makes at least every window that holds it NaN (uniform, gaussian), or spreads as NumPy's minimum
-// and maximum spread it (opening).
+// A NaN or an infinity makes at least every window that contains it NaN (uniform, gaussian), or propagates as in
+// NumPy's minimum and maximum (opening).
 //
 //   uniform     equals adedge.scoring.uniform_filter: pixel i is the mean of i - size / 2 ... i - size / 2 + size - 1
 //     const float *map     (n, height, width)
-//     float *filtered      (n, height, width), another place than map; 16-byte aligned
+//     float *filtered      (n, height, width), must not overlap map; 16-byte aligned
 //     int height, width
 //     int size             2 ... 256
-//     int rows             rows for each block, a multiple of 8: as in dssim.cu, between size / 2 and 2 size is best
+//     int rows             rows per block, a multiple of 8: as in dssim.cu, best between size / 2 and 2 size
 //   grid (ceil(width / 256), ceil(height / rows), n), block (256, 1, 1), shared 0
 //
-//   uniform_reduce   the same, and what reduce_partial in reduce.cu would find in the result
+//   uniform_reduce   uniform, followed by a reduction of the result as by reduce_partial in reduce.cu
 //     ... the arguments of uniform, then
-//     float *partial       (n, blocks of a picture), blocks = grid.x * grid.y
-//     int margin           pixels at each border that do not count
+//     float *partial       (n, blocks per picture), blocks = grid.x * grid.y
+//     int margin           pixels to ignore at each border
 //     int mean             0: maxima, 1: sums
 //   grid, block, shared as uniform
 //
@@ -29,15 +29,15 @@
 //     const float *map, float *filtered, int height, int width    as above
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
-//   erode, dilate    one after the other equal adedge.scoring.opening for any size; dilate's map is what erode filtered
+//   erode, dilate    in sequence equal adedge.scoring.opening for any size; dilate takes the output of erode
 //     const float *map, float *filtered, int height, int width    as above
-//     int size             of the ellipse, 3 or more; time grows with its area
+//     int size             size of the ellipse, at least 3; time grows with its area
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
-// The mean is a running sum down each column, begun anew in each block, written 8 rows at a time to shared memory;
-// there a thread takes 8 pixels of a row and runs a sum across them. Each value of the map is read from memory about
-// once: what leaves the window was read shortly before, and the size - 1 rows that two blocks share meet a cache. A
-// Gaussian takes 8 pixels a thread in both directions too, so that each value read serves 8 sums.
+// The mean uses a running sum down each column, restarted in each block and written 8 rows at a time to shared memory,
+// where each thread runs a sum across 8 pixels of a row. Each value of the map is read from memory about once: values
+// that leave the window were read shortly before, and the size - 1 rows that two blocks share are cached. The Gaussian
+// also processes 8 pixels per thread in both directions, so that each value read contributes to 8 sums.
 #include "common.cuh"
 
 namespace {
@@ -46,10 +46,10 @@ constexpr int MOST_SIZE = 256;
 constexpr int MOST_RADIUS = 128;
 constexpr int THREADS = 256;
 constexpr int STRIDE = padded(COLUMNS + MOST_SIZE - 1) + 1;
-// Sums down the columns that a block needs: more than it has threads, where it needs its neighbours'.
+// Passes over the columns that a block sums: more columns than threads, because it also needs its neighbours' columns.
 constexpr int TURNS = (COLUMNS + MOST_SIZE - 1 + THREADS - 1) / THREADS;
 
-// The maximum (mean 0) or sum of a value of every thread, in thread 0.
+// The maximum (mean 0) or sum over all threads of a block, in thread 0.
 __device__ __forceinline__ float reduced(float value, int mean) {
   __shared__ float of_warp[THREADS / 32];
 #pragma unroll
@@ -81,7 +81,7 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
   const int x = x0 + segment * SEGMENT;
   float found = mean ? 0.0f : -infinite();
 
-  // The window above the first row: without its own last row, which is added when the window moves.
+  // The window of the first row, without its last row, which is added in the loop below.
   float running[TURNS] = {};
 #pragma unroll
   for (int turn = 0; turn < TURNS; turn++) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
     if (index >= columns.count) break;
     const float *column = map + columns.column(index);
     for (int k = -before; k < after; k += ROWS) {
-      // Several loads are under way before the first of them is waited for.
+      // Issue several loads before waiting for the first.
       float values[ROWS];
 #pragma unroll
       for (int i = 0; i < ROWS; i++)
@@ -134,7 +134,7 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
 #pragma unroll
       for (int i = 0; i < SEGMENT; i++) {
         values[i] = sum * share;
-        // The last windows of a picture's last segment reach places that nobody wrote; they are not stored.
+        // The last windows of a picture's last segment read uninitialised elements, but are not stored.
         if (i + 1 < SEGMENT) sum += from[padded(size + i)] - from[i];
       }
       store_segment(filtered + static_cast<long long>(y) * width, x, width, values);
@@ -152,20 +152,20 @@ __device__ __forceinline__ void uniform_rows(const float *map, float *filtered, 
   }
 }
 
-// Weighted sums of 8 neighbours, sum i over the places i ... i + 2 radius that read gives. ``weights`` has 2 radius + 1
-// values and ROWS - 1 zeros after them.
+// Weighted sums for 8 neighbouring pixels; sum i covers read(i) ... read(i + 2 radius). ``weights`` has 2 radius + 1
+// values followed by ROWS - 1 zeros.
 template <class Read>
 __device__ __forceinline__ void weighted(const float *weights, int radius, Read read, float *sums) {
   static_assert(ROWS == SEGMENT, "both directions take as many pixels");
 #pragma unroll
   for (int i = 0; i < ROWS; i++) sums[i] = 0;
-  // Place k counts in sum i with weight k - i: of a sliding window of weights each step replaces one.
+  // Element k enters sum i with weight k - i: each step replaces one weight of a sliding window.
   float window[ROWS];
 #pragma unroll
   for (int i = 0; i < ROWS; i++) window[i] = 0;
   const int places = 2 * radius + ROWS;
   for (int k0 = 0; k0 < places; k0 += ROWS) {
-    // As in uniform_rows: all loads before the first use.
+    // As in uniform_rows: issue all loads before the first use.
     float values[ROWS];
 #pragma unroll
     for (int j = 0; j < ROWS; j++) values[j] = k0 + j < places ? read(k0 + j) : 0.0f;
@@ -178,9 +178,8 @@ __device__ __forceinline__ void weighted(const float *weights, int radius, Read 
   }
 }
 
-// The pixels of the footprint around (x, y), folded. Row dy of the ellipse reaches rint(sqrt(r^2 - dy^2)) pixels to
-// both sides, r = size / 2; an even ellipse lacks the last row and column. A dilation looks through the mirrored
-// ellipse.
+// Minimum or maximum over the footprint around (x, y). Row dy of the ellipse extends rint(sqrt(r^2 - dy^2)) pixels to
+// both sides, r = size / 2; an even ellipse lacks the last row and column. The dilation uses the mirrored ellipse.
 template <bool dilation>
 __device__ __forceinline__ void fold(const float *map, float *filtered, int height, int width, int size) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
@@ -241,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
   const int x = x0 + segment * SEGMENT;
   if (x >= width || y >= height) return;
   const float *from = sums + (threadIdx.x / SEGMENTS) * PLACES + segment * (SEGMENT + 1);
-  // Nobody wrote places behind the mirror image of the picture's end; their weight is 0 wherever a sum is stored.
+  // Elements beyond the mirror image of the picture's end are uninitialised; in stored sums their weight is 0.
   const int written = (width - x < COLUMNS ? width - x : COLUMNS) + 2 * radius;
   float values[SEGMENT];
   weighted(taps, radius, [&](int k) { return k < written ? from[padded(k)] : 0.0f; }, values);
@@ -261,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(256) opening3(const float *map, flo
     pixels[y][x] = map[static_cast<long long>(mirrored(y0 + y - 2, height)) * width + mirrored(x0 + x - 2, width)];
   }
   __syncthreads();
-  // The erosion outside the picture, of mirrored pixels, is the mirrored erosion: the cross is its own mirror image.
+  // Outside the picture the erosion of mirrored pixels is the mirrored erosion, because the cross is symmetric.
   for (int i = thread; i < (HIGH + 2) * (WIDE + 2); i += WIDE * HIGH) {
     const int y = i / (WIDE + 2), x = i % (WIDE + 2);
     eroded[y][x] = smaller(

@@ -1,29 +1,29 @@
-// From frames of a camera to the network's input: bilinear resize, colour order, scale, mean and std in one pass.
+// From camera frames to the network's input: bilinear resize, colour order, scale, mean and std in one pass.
 //
-// Equals adedge.data.pictures.conform followed by pixel * scale + bias. The resize is OpenCV's INTER_LINEAR for 8 bits,
-// in its fixed-point arithmetic (weights of 11 bits, rounded to whole grey levels); grey is its Rec. 601 luma, NV12 its
-// limited range BT.601, both in its fixed point. So the uint8 picture is OpenCV's, bit for bit where OpenCV computes as
-// its portable code does, else within one grey level; the floats are within 1e-6 of the value tables of
+// Equals adedge.data.pictures.conform followed by pixel * scale + bias. The resize reproduces OpenCV's 8-bit
+// INTER_LINEAR in its fixed-point arithmetic (11-bit weights, rounded to whole grey levels); grey is OpenCV's Rec. 601
+// luma and NV12 its limited-range BT.601, both in fixed point. The uint8 picture is therefore bit-identical to OpenCV's
+// portable code, and within one grey level of its other code paths; the floats are within 1e-6 of the value tables of
 // adedge.runtime.preprocess.
 //
-// A value is pixel * scale_i + bias_i with scale_i = scale / std_i and bias_i = -mean_i / std_i of the i-th channel in
-// the network's order. The network takes channels = 1 or 3; grey frames are repeated. reversed = 1 where it takes RGB.
+// A value is pixel * scale_i + bias_i with scale_i = scale / std_i and bias_i = -mean_i / std_i for channel i in the
+// network's order. The network has channels = 1 or 3; a grey frame is repeated for each. reversed = 1 if it takes RGB.
 //
 //   preprocess            resize whole frames, BGR or grey
 //     const unsigned char *frames   (n, source_height, source_width, source_channels), rows pitch bytes apart
 //     long long stride              bytes from one frame to the next
 //     int pitch, source_height, source_width, source_channels (1 or 3)
-//     float *target                 (n, channels, height, width); the address of the batch's slot to begin with
+//     float *target                 (n, channels, height, width); the address of the first slot of the batch to fill
 //     int height, width, channels, reversed
 //     float scale0, scale1, scale2, bias0, bias1, bias2
 //   grid (ceil(width / 32), ceil(height / 8), n), block (32, 8, 1), shared 0
 //
-//   preprocess_nv12       the same from NV12: the luma's rows, then those of U and V interleaved at half size
+//   preprocess_nv12       the same from NV12: the rows of luma, then rows of interleaved U and V at half size
 //     const unsigned char *frames   (n, source_height * 3 / 2, source_width), rows pitch bytes apart
 //     ... the other arguments of preprocess, without source_channels; source_height and source_width are even
 //   grid, block, shared as preprocess
 //
-//   preprocess_tiles      cut tiles of one frame, BGR or grey, not resized
+//   preprocess_tiles      cut tiles from one frame, BGR or grey, without resizing
 //     const unsigned char *frame    (source_height, source_width, source_channels), rows pitch bytes apart
 //     int pitch, source_channels
 //     const int *origins            (n, 2): row and column of each tile's upper left pixel; tiles lie inside the frame
@@ -43,22 +43,22 @@ namespace {
 constexpr int WIDE = 32;
 constexpr int HIGH = 8;
 
-// What the network takes: its colours, and how a pixel becomes a value.
+// The network's input: its colours, and the scale and bias of each channel.
 struct Network {
   int channels, reversed;
   float scale[3], bias[3];
 };
 
 struct Pixel {
-  int channel[3];  // blue, green, red; of a grey picture all the same
+  int channel[3];  // blue, green, red; all equal for a grey picture
 };
 
-// Where a target pixel is read along one side, and the weight of the second of two neighbours in 2048ths.
+// Source pixels for a target pixel along one axis: two neighbours and their weights in 2048ths.
 struct Position {
   int first, second, weight_first, weight_second;
 };
 
-// OpenCV takes the position as float of a double product, and beyond the border clamps weights across but indices down.
+// OpenCV rounds a double product to float; at the border it clamps weights horizontally but indices vertically.
 __device__ __forceinline__ Position position(int target, int target_length, int source_length, bool across) {
   const double scale = 1.0 / (static_cast<double>(target_length) / source_length);
   const float place = static_cast<float>(__dadd_rn(__dmul_rn(target + 0.5, scale), -0.5));
@@ -74,7 +74,7 @@ __device__ __forceinline__ Position position(int target, int target_length, int 
           static_cast<int>(rintf(rest * 2048))};
 }
 
-// The positions of a block's columns and rows, found once.
+// The positions of a block's columns and rows, computed once per block.
 struct Positions {
   Position column[WIDE], row[HIGH];
 
@@ -107,7 +107,7 @@ __device__ __forceinline__ Pixel between(Pixel upper_left, Pixel upper_right, Pi
   return pixel;
 }
 
-// A frame whose pixels have their channels side by side: BGR or grey.
+// A frame with interleaved channels: BGR or grey.
 struct Interleaved {
   const unsigned char *frame;
   int pitch, channels;
@@ -120,7 +120,7 @@ struct Interleaved {
   }
 };
 
-// A frame of full luma over chroma of half the size.
+// A frame with luma at full resolution, followed by chroma at half.
 struct Nv12 {
   const unsigned char *frame;
   int pitch, height;
@@ -137,7 +137,7 @@ struct Nv12 {
   }
 };
 
-// Write a pixel in the network's order. ``target`` is its place in the first plane.
+// Write a pixel in the network's order. ``target`` is its address in the first plane.
 __device__ __forceinline__ void write(float *target, long long plane, Pixel pixel, bool grey, const Network &network) {
   if (network.channels == 1) {
     const int *bgr = pixel.channel;

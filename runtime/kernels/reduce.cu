@@ -1,35 +1,35 @@
-// From maps to scores, and what joins several maps into one. Results do not depend on the order in which blocks run. A
-// NaN in a picture makes its score NaN.
+// Reduces maps to scores, and merges the maps of tiles. Results do not depend on the order in which blocks run. A NaN
+// in a map makes its score NaN.
 //
-//   reduce_partial   maximum or sum of each part of a map, over the pixels at least margin from the border
+//   reduce_partial   maximum or sum of each part of a map, over the pixels at least margin inside the border
 //     const float *map     (n, height, width)
 //     int height, width
 //     float *partial       (n, blocks), blocks = grid.x
 //     int margin
 //     int mean             0: maxima, 1: sums
-//   grid (blocks, n, 1), block (256, 1, 1), shared 0; any number of blocks: height * width / 4096, rounded up, is good
+//   grid (blocks, n, 1), block (256, 1, 1), shared 0; any number of blocks; recommended: ceil(height * width / 4096)
 //
 //   reduce_finish    equals adedge.scoring.image_scores, after reduce_partial or uniform_reduce
 //     const float *partial (n, blocks)
 //     int blocks
-//     float pixels         that count: (height - 2 margin) * (width - 2 margin); of maxima not used
+//     float pixels         number of pixels: (height - 2 margin) * (width - 2 margin); not used for maxima
 //     int mean
 //     float *score         (n,)
 //   grid (n, 1, 1), block (256, 1, 1), shared 0
 //
-//   merge_maximum    equals adedge.runtime.tiling.merge_maximum: raise a frame's map to its tiles' maps
+//   merge_maximum    equals adedge.runtime.tiling.merge_maximum: merges tile maps into a frame's map by maximum
 //     const float *tiles   (n, tile, tile)
 //     const int *origins   (n, 2): row and column of each tile's upper left pixel
 //     int n, tile
 //     float *merged        (height, width)
 //     int height, width
-//     int first            1: merged is filled anew, with minus infinity where no tile lies; 0: it keeps what it has
+//     int first            1: merged is initialised, with minus infinity outside all tiles; 0: merged is updated
 //   grid (ceil(width / 32), ceil(height / 8), 1), block (32, 8, 1), shared 0
 //
-//   copy_maps        maps as they are, from one place to another
+//   copy_maps        copies maps
 //     const float *map
 //     float *copied
-//     long long count      of their values
+//     long long count      number of values
 //   grid (ceil(count / 256), 1, 1), block (256, 1, 1), shared 0
 #include "common.cuh"
 
@@ -42,7 +42,7 @@ __device__ __forceinline__ T joined(T a, T b, int mean) {
   return mean ? a + b : larger(a, b);
 }
 
-// The maximum or sum of what all threads of a block have, in thread 0.
+// The maximum or sum over all threads of a block, in thread 0.
 template <class T>
 __device__ __forceinline__ T joined_in_block(T value, int mean) {
   __shared__ T of_thread[THREADS];
@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const float nothing = mean ? 0.0f : -infinite();
   float found = nothing;
   for (int first = blockIdx.x * THREADS + threadIdx.x; first < count; first += 4 * step) {
-    // All loads are under way before the first of them is waited for.
+    // Issue all loads before waiting for the first.
     float values[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {

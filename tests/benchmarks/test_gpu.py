@@ -161,7 +161,7 @@ def test_the_command_writes_its_samples(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(benchmark, "find_compiler", lambda: host_compiler)
+    monkeypatch.setattr("adedge.benchmarks.cuda_device.find_compiler", lambda: host_compiler)
     monkeypatch.setattr("adedge.runtime.cuda.driver.find_compiler", lambda: host_compiler)
     monkeypatch.setenv("ADEDGE_CACHE", str(tmp_path))
     output = tmp_path / "gpu.json"

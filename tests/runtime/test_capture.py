@@ -156,7 +156,7 @@ def test_a_verdict_names_its_camera_and_all_are_counted_together() -> None:
 
 
 def test_without_a_camera_there_is_nothing_to_run() -> None:
-    with pytest.raises(UsageError, match="no camera"):
+    with pytest.raises(UsageError, match="no source"):
         run([], inspector()[0], wait_ms=5.0)
 
 

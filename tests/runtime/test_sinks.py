@@ -135,7 +135,7 @@ def test_video_of_large_frames_is_bounded(tmp_path: Path) -> None:
 
 
 def test_video_needs_a_known_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"end it in \.webm, \.mp4, \.avi, \.mkv"):
+    with pytest.raises(UsageError, match=r"must end in one of \.webm, \.mp4, \.avi, \.mkv"):
         VideoSink(tmp_path / "line.gif")
 
 

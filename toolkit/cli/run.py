@@ -1,4 +1,4 @@
-"""`adedge run`: inspect what a camera, a video or a folder shows, and write the verdicts."""
+"""`adedge run`: inspect the frames of cameras, videos and folders, and write the verdicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,46 +26,47 @@ from adedge.console import console, note, warn
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
+    from adedge.runtime.pipeline import Stream
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
     from adedge.runtime.statistics import Statistics
 
-REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a wrong call (2)
+REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a usage error (2)
 
 PERCENTILES = (50, 95, 99)
 
 
 @app.command("run")
 def run(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, with an engine and its threshold.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle with an engine and its threshold.")],
     source: Annotated[
         list[str],
         typer.Argument(
             help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
-            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several share the engine."
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine."
         ),
     ],
     target: Annotated[
-        Target | None, typer.Option(help="What executes the engine. Default: the best that runs.")
+        Target | None, typer.Option(help="Runtime of the engine. Default: the best one that runs here.")
     ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Precision of the engine. Default: as above.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Precision of the engine. Default: the best one.")] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(callback=finite, help="Reject above this raw score, instead of the calibrated threshold."),
+        typer.Option(callback=finite, help="Reject above this raw score instead of the calibrated threshold."),
     ] = None,
     policy: Annotated[
         Literal["latest", "every"] | None,
         typer.Option(
-            help="latest: keep each source's newest frame and drop those before it, rather than fall behind (default "
-            "for cameras); every: judge all (default for files)."
+            help="latest: keep only the newest waiting frame of each source and drop older ones, so that verdicts do "
+            "not lag behind (default for cameras); every: inspect all frames (default for files)."
         ),
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="The most frames that go through the engine at once. Default: one of each source, if the engine takes "
-            "so many. More frames than sources need the policy 'every'.",
+            help="Maximum number of frames per engine call. Default: one per source, or the engine's maximum if "
+            "smaller. More than one per source requires the policy 'every'.",
         ),
     ] = None,
     wait_ms: Annotated[
@@ -73,52 +74,53 @@ def run(
         typer.Option(
             min=0,
             callback=finite,
-            help="Of several sources: the longest that a frame waits for the others' frames, to go through the engine "
-            "with them.",
+            help="With several sources: the longest time in ms that a frame waits for frames of the others, to share "
+            "an engine call with them.",
         ),
     ] = 5.0,
     max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many frames, of all sources together.")
+        int | None, typer.Option(min=1, help="Stop after this many frames, counted over all sources.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all cores.")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="Verdicts as JSON lines into this file, not to stdout.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Annotated video: .webm (browsers), .mp4, .avi or .mkv.")] = None,
-    rejects: Annotated[Path | None, typer.Option(help="Folder for pictures of rejects: as seen, and overlay.")] = None,
-    maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps (float32 .npy).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for ONNX Runtime. Default: all cores.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Write verdicts (JSON lines) to this file, not stdout.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Annotated video: .webm (for browsers), .mp4, .avi or .mkv.")
+    ] = None,
+    rejects: Annotated[Path | None, typer.Option(help="Folder for rejects: original frame and overlay.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for the raw anomaly maps (float32 .npy).")] = None,
     page: Annotated[
         str | None,
         typer.Option(
             metavar="[HOST:]PORT",
-            help="Serve a live page, and /metrics for Prometheus, at this port: 8080 for this machine alone, "
-            "0.0.0.0:8080 for the network.",
+            help="Serve a live page, and /metrics for Prometheus, on this port: 8080 for this machine only, "
+            "0.0.0.0:8080 for the whole network.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail at an unreadable picture, do not skip it.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on an unreadable picture, do not skip it.")] = False,
     reconnect: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Wait so many seconds for a camera that is lost.")
+        float, typer.Option(min=0, callback=finite, help="Seconds to wait for a lost camera to return.")
     ] = 0.0,
     host_scoring: Annotated[
         bool,
-        typer.Option("--host-scoring", help="Preprocess and score on the processor, also with an engine on a GPU."),
+        typer.Option("--host-scoring", help="Preprocess and score on the CPU even if the engine runs on a GPU."),
     ] = False,
     fail_on_reject: Annotated[
-        bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} when any frame was rejected.")
+        bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} if any frame is rejected.")
     ] = False,
     require_signature: RequireSignature = None,
 ) -> None:
-    """Inspect every frame of a source; verdicts are JSON lines on stdout, a summary goes to stderr.
+    """Inspect the frames of one or more sources: verdicts go to stdout as JSON lines, a summary to stderr.
 
-    Several sources are inspected side by side on one engine, their frames together in a batch where it takes one; each
-    line then says which "camera" it is about, counted from 0.
+    Several sources share one engine, in batches if it supports them; each line then names its "camera", from 0.
 
-    Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are judged, files are closed, the summary is printed. That
-    is the normal end of a camera (exit code 0); a video or folder that was not finished exits with 130 (143).
+    Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are inspected, files are closed, the summary is printed.
+    For cameras this is the normal end (exit code 0); an unfinished video or folder exits with 130 (143).
     """
     _quiet_opencv()
     from adedge.runtime.capture import default_policy
     from adedge.runtime.inspection import open_inspector
     from adedge.runtime.page import page_address
-    from adedge.runtime.pipeline import Stream
+    from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.statistics import Statistics
 
@@ -137,43 +139,45 @@ def run(
         notify=note,
     )
     engine = str(inspector.key)
-    frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
-    names = "; ".join(f"{one.name}, policy {policy or default_policy(one)}" for one in frames)
-    note(f"{engine}, threshold {inspector.threshold:.6g}; {names}")
-    if batch is None and inspector.batch < len(frames):
-        note(
-            f"the engine takes {inspector.batch} frame(s) at once: build it with --batch 1,{len(frames)},{len(frames)}"
-        )
     statistics = Statistics()
-    streams: list[Stream] = []
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(inspector.close)
+        frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
+        for one in frames:
+            cleanup.callback(one.close)
+        policies = [policy or default_policy(one) for one in frames]
+        names = "; ".join(f"{one.name}, policy {own}" for one, own in zip(frames, policies, strict=True))
+        note(f"{engine}, threshold {inspector.threshold:.6g}; {names}")
+        if batch is not None:
+            check_batch(batch, inspector, policies)  # before an output is created or replaced
+        elif inspector.batch < len(frames):
+            note(
+                f"the engine takes at most {inspector.batch} frame(s) at once: to batch all sources, build it with "
+                f"--batch 1,{len(frames)},{len(frames)}"
+            )
         about = {"bundle": opened.path.resolve().name, "engine": engine}
         outline = manifest.score.reduce == "max"
-        sinks = _sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
+        sinks = _open_sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
         streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
-        with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
-            run_pipeline(
-                streams,
-                inspector,
-                policy=policy,
-                batch=batch,
-                wait_ms=wait_ms,
-                max_frames=max_frames,
-                stop=stop.event,
-                statistics=statistics,
-                watch=watch,
-            )
-    except BrokenPipeError:
-        # The reader of the verdicts left (| head): a way to end, and Python must not complain of it when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        for one in frames:
-            one.close()
-        inspector.close()
-        if len(streams) > 1:
-            for index, stream in enumerate(streams):
-                note(f"camera {index}, {stream.source.name}: {_counts(stream.statistics)}")
-        _summarise(statistics, engine)
+        try:
+            with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
+                run_pipeline(
+                    streams,
+                    inspector,
+                    policy=policy,
+                    batch=batch,
+                    wait_ms=wait_ms,
+                    max_frames=max_frames,
+                    stop=stop.event,
+                    statistics=statistics,
+                    watch=watch,
+                )
+        except BrokenPipeError:
+            # The reader of the verdicts closed the pipe (| head): a normal end. Without this redirection Python would
+            # complain when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        finally:
+            _summarise(streams, statistics, engine)
     if stop.signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + stop.signal_number)
     if fail_on_reject and statistics.rejects:
@@ -181,7 +185,7 @@ def run(
 
 
 def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -> list[FrameSource]:
-    """All of them, or none: where one cannot be opened those before it are closed again."""
+    """Open every source; if one fails, close those already open."""
     from adedge.runtime.sources import open_source
 
     opened: list[FrameSource] = []
@@ -195,7 +199,7 @@ def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -
     return opened
 
 
-def _sinks(
+def _open_sinks(
     frames: Sequence[FrameSource],
     jsonl: Path | None,
     video: Path | None,
@@ -206,29 +210,33 @@ def _sinks(
     *,
     outline: bool,
 ) -> list[list[Sink]]:
-    """For each source those that were asked for, the verdicts first; all share them but for the video."""
+    """The requested sinks of each source, verdicts first. Sources share them, except that each has its own video.
+
+    The file of verdicts is opened last, so that a call that another sink refuses leaves an existing file as it was.
+    """
     from adedge.runtime.page import PageSink
     from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
 
-    shared: list[Sink] = [JsonLinesSink(jsonl or sys.stdout)]
+    videos: list[list[Sink]] = [[] for _ in frames]
+    if video is not None:
+        for index, source in enumerate(frames):
+            path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
+            videos[index].append(VideoSink(path, fps=source.fps or 25.0, outline=outline))
+    shared: list[Sink] = []
     if rejects is not None:
         shared.append(RejectsSink(rejects, outline=outline))
     if maps is not None:
         shared.append(MapsSink(maps))
     if page is not None:
-        served = PageSink(page, [one.name for one in frames], about, outline=outline)
-        note(f"live page: {served.url}")
-        shared.append(served)
-    sinks = [[*shared] for _ in frames]
-    if video is not None:
-        for index, (source, own) in enumerate(zip(frames, sinks, strict=True)):
-            path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
-            own.append(VideoSink(path, fps=source.fps or 25.0, outline=outline))
-    return sinks
+        page_sink = PageSink(page, [one.name for one in frames], about, outline=outline)
+        note(f"live page: {page_sink.url}")
+        shared.append(page_sink)
+    shared.insert(0, JsonLinesSink(jsonl or sys.stdout))
+    return [[*shared, *own] for own in videos]
 
 
 class _Stop:
-    """What a signal asks for; ``signal_number`` is None until one came."""
+    """Request to end the run; ``signal_number`` is None until a signal arrives."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -237,7 +245,7 @@ class _Stop:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks the run to end; a second one interrupts it at once."""
+    """Ask the run to end at the first SIGINT or SIGTERM; a second one interrupts it immediately."""
     stop = _Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -260,14 +268,14 @@ def _stop_on_signals() -> Iterator[_Stop]:
 def _status_line(
     frames: Sequence[FrameSource], *, stdout_is_used: bool
 ) -> Iterator[Callable[[Statistics], None] | None]:
-    """One line on the terminal that follows the run; none where verdicts scroll over the same terminal."""
+    """Show a status line on the terminal, unless verdicts scroll over the same terminal."""
     if not console.is_terminal or (stdout_is_used and sys.stdout.isatty()):
         yield None
         return
     drawn_at = 0.0
     totals = [one.total for one in frames if one.total is not None]
     total = sum(totals) if len(totals) == len(frames) else None
-    # Live would otherwise put itself in the place of sys.stdout, which carries the verdicts.
+    # By default Live replaces sys.stdout, which carries the verdicts.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
 
         def watch(statistics: Statistics) -> None:
@@ -290,9 +298,12 @@ def _status(statistics: Statistics, total: int | None) -> Text:
     )
 
 
-def _summarise(statistics: Statistics, engine: str) -> None:
+def _summarise(streams: Sequence[Stream], statistics: Statistics, engine: str) -> None:
     from adedge.runtime.statistics import LATENCIES, WINDOW
 
+    if len(streams) > 1:
+        for index, stream in enumerate(streams):
+            note(f"camera {index}, {stream.source.name}: {_counts(stream.statistics)}")
     rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
     note(f"{_counts(statistics)}{rate}")
     if statistics.frames == 0:
@@ -313,8 +324,8 @@ def _counts(statistics: Statistics) -> str:
     )
 
 
-class _Shown(logging.Handler):
-    """What the runtime logs, on stderr; but for errors, which are raised and shown as such."""
+class _ConsoleHandler(logging.Handler):
+    """Prints what the runtime logs to stderr, except errors: those are raised and printed as such."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
@@ -323,16 +334,16 @@ class _Shown(logging.Handler):
 
 
 def _show_logging() -> None:
-    """Warnings of the runtime; that kernels are being compiled, which takes its time; that there is no CUDA graph."""
-    logging.getLogger("adedge.runtime").addHandler(_Shown())
+    """Print the runtime's warnings, and the notices that kernels are being compiled or no CUDA graph is used."""
+    logging.getLogger("adedge.runtime").addHandler(_ConsoleHandler())
     for name in ("kernel_cache", "inspector"):
         logging.getLogger(f"adedge.runtime.cuda.{name}").setLevel(logging.INFO)
 
 
 def _quiet_opencv() -> None:
-    """OpenCV and its FFmpeg print their own view of every error; ours says it in one sentence.
+    """Silence OpenCV and its FFmpeg, which print errors that adedge reports itself.
 
-    They look at the environment when they are loaded: how to tell them later differs from version to version.
+    Both read the environment when they are loaded; the ways to set this later differ between versions.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -165,7 +165,7 @@ def test_a_failed_kernel_is_named_when_it_is_waited_for(gpu: Gpu, driver: Any) -
         stream = gpu.stream()
         gpu.launch(scale(0, 1.0, 0), stream)
         with pytest.raises(
-            EngineError, match=r"failed after scale \(grid 1x1x1.*unspecified launch failure.*start again"
+            EngineError, match=r"failed after scale \(grid 1x1x1.*unspecified launch failure.*restart the program"
         ):
             gpu.wait(stream)
         driver.reset()
@@ -189,7 +189,7 @@ def test_a_driver_older_than_the_compiler_is_told_before_it_refuses(
     gpu = Gpu(load_cuda("a test"), compiler=compiler, cache=sources / "cache", kernels=sources)
     with (
         gpu.current(),
-        pytest.raises(EngineError, match=r"runs CUDA up to 12\.4 and the kernels were compiled by host"),
+        pytest.raises(EngineError, match=r"supports CUDA up to 12\.4, but the kernels would be compiled by host"),
     ):
         gpu.load("stand_in")
 

@@ -22,7 +22,8 @@ from scipy import ndimage
 from adedge.data.pictures import conform
 from adedge.runtime.cuda.driver import Launch
 from adedge.runtime.cuda.kernel_cache import KERNELS
-from adedge.runtime.cuda.launches import Picture, ScorePlan, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.launches import Picture, merge_launch, preprocess_launch, tiles_launch
+from adedge.runtime.cuda.score_plan import ScorePlan
 from adedge.runtime.preprocess import Preprocessor, value_tables
 from adedge.runtime.tiling import cut_tiles, merge_maximum, tile_origins
 from adedge.scoring import dssim_map, ellipse, gaussian_weights, opening

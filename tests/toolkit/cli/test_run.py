@@ -190,7 +190,7 @@ def test_unreadable_picture_is_named_and_counted(bundle: Path, pictures: Path, t
         (("--target", "tensorrt"), 1, "adedge build-engine"),
         (("--batch", "9"), 2, "takes 1 to 4 frames at once"),
         (("--policy", "latest", "--batch", "2"), 2, "policy 'every'"),
-        (("--video", "film.gif"), 2, "names no kind of video"),
+        (("--video", "film.gif"), 2, "is not a supported kind of video"),
         (("--jsonl", "/dev/full"), 1, "the disk that holds /dev/full is full"),
         (("--precision", "int4"), 2, "int4"),
     ],
@@ -201,6 +201,24 @@ def test_wrong_calls_are_one_sentence(
     result = run(bundle, pictures, *options)
     assert (result.returncode, message in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--batch", "9"), ("--policy", "latest", "--batch", "2"), ("--video", "film.gif")],
+    ids=["batch", "policy", "video"],
+)
+def test_a_refused_call_leaves_the_file_of_verdicts_alone(
+    bundle: Path, pictures: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    old.write_text("an earlier run\n")
+    for path in (old, new):
+        result = run(bundle, pictures, "--jsonl", path, *options)
+        assert result.returncode == 2, result.stderr
+        assert "0 frames" not in result.stderr
+    assert old.read_text() == "an earlier run\n"
+    assert not new.exists()
 
 
 def test_missing_source(bundle: Path) -> None:

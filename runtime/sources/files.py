@@ -1,0 +1,116 @@
+"""Frames from files: pictures and videos."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from adedge.data.pictures import list_pictures, read_picture
+from adedge.errors import DataError, SourceError
+from adedge.runtime.sources.frame import Frame, FrameSource, Notify, ignore
+from adedge.runtime.sources.reader import Reader
+
+
+class FolderSource(FrameSource):
+    """The pictures in a folder and its sub-folders, sorted by name, or a single picture file; sizes may differ.
+
+    An unreadable picture is reported to ``notify`` and skipped; with ``strict`` it raises `DataError`.
+    """
+
+    def __init__(self, path: Path, *, strict: bool = False, notify: Notify | None = None) -> None:
+        self.name = str(path)
+        self.skipped = 0
+        self._path = path
+        self._strict = strict
+        self._notify = notify or ignore
+        self._paths: list[Path] = []
+        self._closed = threading.Event()
+
+    def open(self) -> None:
+        """List the pictures. Raises `SourceError` if there are none."""
+        try:
+            self._paths = [self._path] if self._path.is_file() else list_pictures(self._path)
+        except DataError as error:
+            raise SourceError(str(error)) from error
+        self.total = len(self._paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the pictures in order. Raises `SourceError` if none of them can be read."""
+        root = self._path.parent if self._path.is_file() else self._path
+        for index, path in enumerate(self._paths):
+            if self._closed.is_set():
+                return
+            try:
+                image = read_picture(path)
+            except DataError as error:
+                if self._strict:
+                    raise
+                self.skipped += 1
+                self._notify(f"{error} (skipped)")
+                continue
+            yield Frame(index, time.monotonic_ns(), image, path.relative_to(root).as_posix())
+        if self.skipped == len(self._paths):
+            raise SourceError(
+                f"none of the {self.skipped} picture(s) in {self.name} can be read: see the warnings above"
+            )
+
+    def close(self) -> None:
+        """End the iteration."""
+        self._closed.set()
+
+
+class VideoSource(FrameSource):
+    """Every frame of a video file. ``notify`` is warned if the video ends before its index says it should."""
+
+    def __init__(self, path: Path, *, notify: Notify | None = None) -> None:
+        self.name = str(path)
+        self._path = path
+        self._notify = notify or ignore
+        self._reader: Reader | None = None
+
+    def open(self) -> None:
+        """Open the file. Raises `SourceError` if it is not a video or its index is missing."""
+        for backend in (cv2.CAP_FFMPEG, cv2.CAP_GSTREAMER):
+            if not cv2.videoio_registry.hasBackend(backend):
+                continue
+            capture = cv2.VideoCapture(str(self._path), backend)
+            if capture.isOpened():
+                self._reader = Reader(capture)
+                self.fps = self._reader.property(cv2.CAP_PROP_FPS)
+                count = self._reader.property(cv2.CAP_PROP_FRAME_COUNT)
+                self.total = round(count) if count else None
+                return
+            capture.release()
+        raise SourceError(
+            f"{self._path} cannot be opened as a video: it is another kind of file, or it was cut off and lost its "
+            "index (MP4 stores it at the end); record or convert it again"
+        )
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames in order. Raises `SourceError` if there are none."""
+        if self._reader is None:
+            raise SourceError(f"{self.name} is not open: call open() first")
+        index = 0
+        while (reading := self._reader.read()) is not None:
+            yield Frame(index, *reading, f"{self._path.name}#{index}")
+            index += 1
+        if self._reader.closed:
+            return
+        if index == 0:
+            raise SourceError(
+                f"no frame of {self.name} can be decoded: the video is damaged; record or convert it again"
+            )
+        if self.total is not None and index < self.total:
+            self._notify(
+                f"{self.name} ends after {index} of about {self.total} frames: it is cut off or damaged; "
+                "the frames up to there were inspected"
+            )
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._reader is not None:
+            self._reader.close()

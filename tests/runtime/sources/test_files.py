@@ -1,0 +1,135 @@
+"""Pictures and videos: order, names, numbers, damaged files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from adedge.errors import DataError, SourceError
+from adedge.runtime.sources import FolderSource, VideoSource, open_source
+
+
+def picture(level: int, shape: tuple[int, ...] = (24, 32, 3)) -> np.ndarray:
+    return np.full(shape, level, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures of three sizes, one of them grey and one in a sub-folder, and a file that is none."""
+    (tmp_path / "sub").mkdir()
+    cv2.imwrite(str(tmp_path / "b.png"), picture(2, (10, 20, 3)))
+    cv2.imwrite(str(tmp_path / "a.png"), picture(1, (30, 40)))
+    cv2.imwrite(str(tmp_path / "sub" / "c.png"), picture(3))
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty noisy frames whose mean level is ten times their number and 20, Motion JPEG, 12 frames per second."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("video") / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (64, 48))
+    for number in range(20):
+        writer.write(rng.integers(10 * number, 10 * number + 41, (48, 64, 3), np.uint8))
+    writer.release()
+    return path
+
+
+def test_folder_gives_its_pictures_in_order_with_their_own_sizes(folder: Path) -> None:
+    source = open_source(str(folder))
+    frames = list(source)
+    assert [frame.name for frame in frames] == ["a.png", "b.png", "sub/c.png"]
+    assert [frame.index for frame in frames] == [0, 1, 2]
+    assert [frame.image.shape[:2] for frame in frames] == [(30, 40), (10, 20), (24, 32)]
+    assert [int(frame.image.flat[0]) for frame in frames] == [1, 2, 3]
+    assert [frame.captured_at_ns for frame in frames] == sorted(frame.captured_at_ns for frame in frames)
+    assert (source.total, source.live, source.skipped) == (3, False, 0)
+
+
+def test_one_picture_is_a_source(folder: Path) -> None:
+    assert [frame.name for frame in open_source(str(folder / "b.png"))] == ["b.png"]
+
+
+def test_unreadable_picture_is_named_skipped_and_counted(folder: Path) -> None:
+    (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    notices: list[str] = []
+    source = open_source(str(folder), notify=notices.append)
+    assert [frame.index for frame in source] == [0, 2, 3], "the number of a skipped picture is left out"
+    assert source.skipped == 1
+    assert len(notices) == 1
+    assert "aa.png" in notices[0]
+
+
+def test_strict_refuses_an_unreadable_picture(folder: Path) -> None:
+    (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    with pytest.raises(DataError, match=r"aa\.png"):
+        list(open_source(str(folder), strict=True))
+
+
+def test_folder_of_unreadable_pictures_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match="none of the 1 picture"):
+        list(open_source(str(tmp_path)))
+
+
+def test_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        open_source(str(tmp_path))
+
+
+def test_closing_ends_the_iteration(folder: Path) -> None:
+    source = FolderSource(folder)
+    source.open()
+    frames = iter(source)
+    next(frames)
+    source.close()
+    assert list(frames) == []
+
+
+def test_video_gives_every_frame_in_order(video: Path) -> None:
+    source = open_source(str(video))
+    levels = [float(frame.image.mean()) for frame in source]
+    np.testing.assert_allclose(levels, [10 * number + 20 for number in range(20)], atol=3)
+    assert (source.total, source.live) == (20, False)
+    assert source.fps == pytest.approx(12)
+    source.close()
+
+
+def test_cut_off_video_gives_the_frames_before_the_cut_and_a_warning(video: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    notices: list[str] = []
+    frames = list(open_source(str(cut), notify=notices.append))
+    assert 3 < len(frames) < 17
+    np.testing.assert_allclose(frames[2].image.mean(), 40, atol=3)
+    assert len(notices) == 1
+    assert f"after {len(frames)} of about 20 frames" in notices[0]
+
+
+def test_whole_video_gives_no_warning(video: Path) -> None:
+    notices: list[str] = []
+    list(open_source(str(video), notify=notices.append))
+    assert notices == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100], ids=["empty", "text"])
+def test_file_that_is_no_video(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"film\.mp4 cannot be opened as a video"):
+        open_source(str(path))
+
+
+def test_closed_video_ends_without_a_warning(video: Path) -> None:
+    notices: list[str] = []
+    source = VideoSource(video, notify=notices.append)
+    source.open()
+    frames = iter(source)
+    next(frames)
+    source.close()
+    assert list(frames) == []
+    assert notices == []
