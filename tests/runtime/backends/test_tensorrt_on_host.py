@@ -217,7 +217,7 @@ def test_adedge_run_scores_on_the_gpu_as_on_the_processor(backends: Any, driver:
     assert isinstance(on_host, HostInspector)
     np.testing.assert_allclose(inspected(on_gpu), inspected(on_host), atol=1e-4)
     # Two slots: the second batch of each size is the first of its slot, so a graph comes with longer runs only.
-    assert driver.count("launches preprocess_float") == 3
+    assert driver.count("launches preprocess") == 3
 
 
 def test_adedge_run_falls_back_with_one_note(
