@@ -8,18 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import skimage.data
-import torch
 
 from adedge.bundle import Bundle
 from adedge.data.datasets import load_dataset
-from adedge.methods.oesdn.method import OeSdn
-from adedge.methods.training import train
 
 SIZE = 32
 
 
 def write_crops(folder: Path, count: int, top: int) -> None:
+    import skimage.data
+
     folder.mkdir(parents=True)
     rng = np.random.default_rng(top)
     for index in range(count):
@@ -39,6 +37,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle as training left it; tests change copies of it, their `bundle`."""
+    import torch
+
+    from adedge.methods.oesdn.method import OeSdn
+    from adedge.methods.training import train
+
     torch.set_num_threads(1)
     dataset = load_dataset(str(data))
     method = OeSdn.for_dataset(dataset, variant="ae", size=SIZE, ae_iterations=1, batch=2)

@@ -29,6 +29,11 @@ def network() -> nn.Module:
     ).eval()
 
 
+@pytest.fixture(scope="module")
+def fp32() -> bytes:
+    return graph_from_module(network(), SPEC, ("map",))
+
+
 def run(graph: bytes) -> np.ndarray:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -38,8 +43,8 @@ def run(graph: bytes) -> np.ndarray:
     return result
 
 
-def test_inputs_and_outputs_stay_fp32_and_all_between_is_fp16() -> None:
-    model = onnx.load_model_from_string(fp16_from_fp32(graph_from_module(network(), SPEC, ("map",))))
+def test_inputs_and_outputs_stay_fp32_and_all_between_is_fp16(fp32: bytes) -> None:
+    model = onnx.load_model_from_string(fp16_from_fp32(fp32))
     types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert types == {"frame": TensorProto.FLOAT, "map": TensorProto.FLOAT}
     assert {value.type.tensor_type.elem_type for value in model.graph.value_info} == {TensorProto.FLOAT16}
@@ -49,12 +54,10 @@ def test_inputs_and_outputs_stay_fp32_and_all_between_is_fp16() -> None:
     assert all(tensor.data_type == TensorProto.FLOAT16 for tensor in weights)
 
 
-def test_rounding_every_activation_is_as_far_from_fp32_as_pytorch_half() -> None:
-    module = network()
-    fp32 = graph_from_module(module, SPEC, ("map",))
+def test_rounding_every_activation_is_as_far_from_fp32_as_pytorch_half(fp32: bytes) -> None:
     exact = run(fp32)
     with torch.inference_mode():
-        half = module.half()(torch.from_numpy(FRAMES).half()).float().numpy()
+        half = network().half()(torch.from_numpy(FRAMES).half()).float().numpy()
     emulated = run(rounded_to_fp16(fp32))
     assert 0 < np.abs(run(fp16_from_fp32(fp32)) - exact).max() < 5e-3
     ratio = np.abs(emulated - exact).mean() / np.abs(half - exact).mean()
@@ -75,8 +78,8 @@ def test_an_input_passed_on_is_not_rounded() -> None:
         np.testing.assert_array_equal(run(made), FRAMES)
 
 
-def test_a_weight_beyond_fp16_is_named() -> None:
-    model = onnx.load_model_from_string(graph_from_module(network(), SPEC, ("map",)))
+def test_a_weight_beyond_fp16_is_named(fp32: bytes) -> None:
+    model = onnx.load_model_from_string(fp32)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("weight"))
     values = numpy_helper.to_array(tensor).copy()
     values.flat[0] = 1e5

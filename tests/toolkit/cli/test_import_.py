@@ -109,18 +109,14 @@ def test_what_was_found_and_what_is_not_known_is_said(tmp_path: Path, data: Path
     assert Bundle.open(output).manifest.score.reduce == "output"  # still the first
 
 
-@pytest.mark.parametrize("content", [b"PK not a model", None], ids=["no ONNX", "absent"])
-def test_a_file_that_is_no_model_is_one_sentence_and_writes_nothing(
-    tmp_path: Path, data: Path, adedge: Adedge, content: bytes | None
-) -> None:
+def test_a_file_that_is_no_model_is_one_sentence_and_writes_nothing(tmp_path: Path, data: Path, adedge: Adedge) -> None:
     model = tmp_path / "m.onnx"
-    if content is not None:
-        model.write_bytes(content)
+    model.write_bytes(b"PK not a model")
     result = adedge("import", model, "-o", tmp_path / "b.adedge", "--golden", data)
     assert result.returncode == 1
     assert result.stderr.startswith(f"adedge: {model} cannot be read as ONNX")
     assert result.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["m.onnx"])
+    assert list(tmp_path.iterdir()) == [model]
 
 
 def test_golden_pictures_have_to_be_named(tmp_path: Path, invoke: Invoke) -> None:

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from typer.testing import Result
 
 from adedge.bundle import SIGNATURE, Bundle
@@ -26,13 +25,13 @@ def test_sign_and_require_signature(bundle: Path, tmp_path: Path, adedge: Adedge
     assert Bundle.open(bundle).verify() == []
 
 
-@pytest.mark.parametrize("name", ["key", "key.pub"])
-def test_a_key_is_never_overwritten(tmp_path: Path, adedge: Adedge, name: str) -> None:
-    (tmp_path / name).write_text("a key")
+def test_a_key_is_never_overwritten(tmp_path: Path, adedge: Adedge) -> None:
+    public = tmp_path / "key.pub"
+    public.write_text("a key")
     refused = adedge("keygen", tmp_path / "key")
     assert refused.returncode == 2
-    assert refused.stderr == f"adedge: {tmp_path / name} exists and would be overwritten: choose another name\n"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "a key"}
+    assert refused.stderr == f"adedge: {public} exists and would be overwritten: choose another name\n"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"key.pub": "a key"}
 
 
 def test_keygen_says_which_key_is_secret(tmp_path: Path, invoke: Invoke) -> None:
