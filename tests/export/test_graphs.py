@@ -154,7 +154,7 @@ def test_a_graph_beyond_its_tolerance_leaves_the_bundle_as_it_was(
     with red.edit() as draft:
         draft.write("imported.onnx", graph_that_shows_red(0.5))
     changed = Bundle.open(red.path)
-    with pytest.raises(GateError, match="model.fp32.onnx differs from the model by .* the bundle is as it was"):
+    with pytest.raises(GateError, match="model.fp32.onnx differs from the model by .* the bundle is unchanged"):
         export_graphs(changed)
     assert Bundle.open(red.path).manifest == changed.manifest
     assert changed.verify() == []
@@ -207,7 +207,7 @@ def test_a_changed_graph_takes_the_thresholds_of_its_precision_along(stored: Bun
         assert (changed, notes) == ({"model.fp16.onnx"}, [])
         (sentence,) = dropped_threshold_notes(stored.manifest, draft.manifest)
     assert sentence == (
-        "the graphs changed, so the thresholds of onnxruntime/fp16, tensorrt/fp16 no longer hold: "
+        "the graphs changed, so the thresholds of onnxruntime/fp16, tensorrt/fp16 were dropped: "
         "run 'adedge calibrate' again"
     )
     after = Bundle.open(stored.path)
@@ -220,7 +220,7 @@ def test_a_changed_fp32_graph_takes_along_what_came_from_the_old_one(stored: Bun
         changed, notes = store(draft, [made("model.fp32", b"another"), made("model.fp16", b"model.fp16")])
     assert changed == {"model.fp32.onnx"}
     assert notes == [
-        f"{stem}.onnx was removed: it came from the FP32 graph that is replaced now"
+        f"{stem}.onnx was removed: the FP32 graph it was derived from has changed"
         for stem in ("model.int8", "scored.fp32")
     ]
     after = Bundle.open(stored.path)

@@ -92,7 +92,7 @@ def test_a_signature_is_named_and_said_to_be_checked_only_where_it_was(
 
 def test_which_weights_a_backbone_had_is_said(bundle: Path, invoke: Invoke) -> None:
     for options, expected in (
-        ({"weights": "none"}, "random features: none pretrained"),
+        ({"weights": "none"}, "random features, not pretrained"),
         ({"weights": "IMAGENET1K_V1", "weights_digest": "ab" * 32}, "weights IMAGENET1K_V1, sha256 abababababababab"),
     ):
         opened = Bundle.open(bundle)

@@ -56,7 +56,7 @@ def test_gates_and_what_cannot_run_have_exit_codes(
     pictures_with_scores(bundle, red_samples)
     flips = adedge("prove", bundle.path, pictures, "--max-flips", 0)
     assert flips.returncode == 1
-    assert "onnxruntime/int8 decides 1 of 25 pictures otherwise than the model" in flips.stderr
+    assert "onnxruntime/int8 differs from the model on 1 of 25 pictures" in flips.stderr
     assert adedge("prove", bundle.path, pictures, "--max-flips", 1).returncode == 0
     nothing = adedge("prove", bundle.path, "--target", "tensorrt")
     assert nothing.returncode == 1
@@ -82,12 +82,12 @@ def test_the_golden_frames_alone_are_a_proof_of_four_pictures(bundle: Bundle, in
 
 @pytest.mark.parametrize(
     ("flips", "words"),
-    [(0, "decides as the model did on all 250 pictures"), (3, "decides as the model did on all but 3 of 250 pictures")],
+    [(0, "agrees with the model on all 250 pictures"), (3, "agrees with the model on all but 3 of 250 pictures")],
 )
 def test_a_proof_in_words(flips: int, words: str) -> None:
     proof = Proof(engine="tensorrt/int8", pictures=250, flips=flips, flip_rate=0.03064)
     assert summary_of(proof) == (
-        f"tensorrt/int8 {words}: with 95% confidence it differs on at most 3.06% of such pictures"
+        f"tensorrt/int8 {words}: with 95% confidence, it differs on at most 3.06% of such pictures"
     )
 
 
@@ -99,7 +99,7 @@ def test_without_thresholds_there_are_no_verdicts_and_no_gate_of_them(bundle: Bu
     assert "onnxruntime/int8: no verdicts to compare; fit its threshold with" in result.stderr
     refused = invoke("prove", bundle.path, "--max-flips", 0).exception
     assert isinstance(refused, GateError)
-    assert str(refused).startswith("--max-flips cannot be checked for onnxruntime/fp32: it lacks a threshold")
+    assert str(refused).startswith("--max-flips cannot be checked: onnxruntime/fp32 has no threshold")
 
 
 def test_an_engine_that_does_not_run_counts_where_it_was_asked_for(bundle: Bundle, invoke: Invoke) -> None:
