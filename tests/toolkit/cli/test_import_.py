@@ -87,7 +87,7 @@ def test_options_reach_the_specification(tmp_path: Path, data: Path, invoke: Inv
     )
     assert manifest.score.filters == (Uniform(size=3), Opening(size=5), Gaussian(sigma=0.5))
     assert manifest.score.reduce == "mean"
-    assert "input 16 × 16 × 3 bgr; score the map's mean" in result.stderr
+    assert "input 16 × 16 × 3 bgr; score from the map's mean" in result.stderr
 
 
 def test_what_was_found_and_what_is_not_known_is_said(tmp_path: Path, data: Path, adedge: Adedge) -> None:
@@ -97,7 +97,7 @@ def test_what_was_found_and_what_is_not_known_is_said(tmp_path: Path, data: Path
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     said = result.stderr.splitlines()
-    assert "warning: without --trained-on, thresholds hold only if the model never saw the pictures" in said[-3]
+    assert "warning: without --trained-on, thresholds hold only if the model was not trained on the pictures" in said[-3]
     assert said[-2:] == [
         "input 16 × 16 × 3 rgb; score given by the model",
         f"wrote {output}; next: adedge export {output}",

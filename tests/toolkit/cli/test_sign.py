@@ -36,7 +36,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path, adedge: Adedge) -> None:
 
 def test_keygen_says_which_key_is_secret(tmp_path: Path, invoke: Invoke) -> None:
     said = " ".join(invoke("keygen", tmp_path / "key").stderr.split())
-    assert said == f"wrote {tmp_path / 'key'} (keep it secret) and {tmp_path / 'key.pub'} (give it to the devices)"
+    assert said == f"wrote {tmp_path / 'key'} (keep it secret) and {tmp_path / 'key.pub'} (copy it to the devices)"
     assert "PRIVATE" in (tmp_path / "key").read_text()
     assert "PRIVATE" not in (tmp_path / "key.pub").read_text()
 
