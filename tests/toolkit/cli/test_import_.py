@@ -99,7 +99,7 @@ def test_what_was_found_and_what_is_not_known_is_said(tmp_path: Path, data: Path
     said = result.stderr.splitlines()
     assert "warning: without --trained-on, thresholds hold only if the model was not trained on the pictures" in said[-3]
     assert said[-2:] == [
-        "input 16 × 16 × 3 rgb; score given by the model",
+        "input 16 × 16 × 3 rgb; score from the model",
         f"wrote {output}; next: adedge export {output}",
     ]
     assert Bundle.open(output).verify() == []
