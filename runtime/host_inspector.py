@@ -107,7 +107,7 @@ class HostInspector:
         )
 
     def _run_tiles(self, frame: Frame) -> _BatchResult:
-        """Run all tiles of a frame, ``batch`` at a time, and merge each batch's maps at once to save memory."""
+        """Run all tiles of a frame, ``batch`` at a time, merging their maps batch by batch to save memory."""
         assert self._spec.tiling is not None
         started = time.monotonic_ns()
         try:

@@ -193,9 +193,9 @@ def profile_for(profiles: Sequence[Profile], n: int) -> int:
 
     Raises `EngineError` if n exceeds the maximum of every profile.
     """
-    candidates = [index for index, profile in enumerate(profiles) if n <= profile.max]
+    candidates = [index for index, limits in enumerate(profiles) if n <= limits.max]
     if not candidates:
-        largest = max(profile.max for profile in profiles)
+        largest = max(limits.max for limits in profiles)
         raise EngineError(
             f"a batch of {n} frames exceeds this plan's maximum of {largest}: "
             "build the engine again with a larger --batch"
