@@ -177,7 +177,7 @@ def runs_on_version(record: EngineRecord, version: str) -> bool:
 
 
 def runs_on_gpu(record: EngineRecord, compute_capability: str) -> bool:
-    """Whether the plan runs on a GPU of ``compute_capability``: one it was built for, or any from Ampere on."""
+    """Whether the plan runs on a GPU of ``compute_capability``: one it was built for, or Ampere+ if so built."""
     if record.flags.get("hardware_compatibility") == "ampere-plus":
         return version_tuple(compute_capability) >= (8, 0)
     return compute_capability in record.compute_capabilities

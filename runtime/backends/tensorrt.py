@@ -193,9 +193,9 @@ def profile_for(profiles: Sequence[Profile], n: int) -> int:
 
     Raises `EngineError` if n exceeds the maximum of every profile.
     """
-    candidates = [index for index, batch in enumerate(profiles) if n <= batch.max]
+    candidates = [index for index, limits in enumerate(profiles) if n <= limits.max]
     if not candidates:
-        largest = max(batch.max for batch in profiles)
+        largest = max(limits.max for limits in profiles)
         raise EngineError(
             f"a batch of {n} frames exceeds this plan's maximum of {largest}: "
             "build the engine again with a larger --batch"
