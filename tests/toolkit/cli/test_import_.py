@@ -97,7 +97,7 @@ def test_what_was_found_and_what_is_not_known_is_said(tmp_path: Path, data: Path
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     said = result.stderr.splitlines()
-    assert "warning: without --trained-on, thresholds hold only if the model was not trained on the pictures" in said[-3]
+    assert "warning: without --trained-on, thresholds hold only if the model was not trained on" in said[-3]
     assert said[-2:] == [
         "input 16 × 16 × 3 rgb; score from the model",
         f"wrote {output}; next: adedge export {output}",
