@@ -66,7 +66,7 @@ def public_names() -> Iterator[str]:
     for name in getattr(adedge, "__all__", ()):
         found = getattr(adedge, name)
         if hasattr(found, "__qualname__"):
-            yield f"::: {found.__module__}.{found.__qualname__}\n"
+            yield f"::: adedge.{name}\n"
 
 
 def commands() -> Iterator[str]:

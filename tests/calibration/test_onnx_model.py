@@ -80,9 +80,10 @@ def test_weights_beside_the_file_are_read_and_missed(tmp_path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes_whatever_was_known_of_its_tensors() -> None:
-    bare, inferred = model(), onnx.shape_inference.infer_shapes(model())
+    bare, inferred, stale = model(), onnx.shape_inference.infer_shapes(model()), model()
     assert inferred.graph.value_info
-    assert serialise(bare) == serialise(inferred)
+    stale.graph.value_info.append(helper.make_tensor_value_info("gone", TensorProto.FLOAT, [1]))
+    assert serialise(bare) == serialise(inferred) == serialise(stale)
     read = parse(serialise(bare))
     known = {value.name: value.type.tensor_type.elem_type for value in read.graph.value_info}
     assert known == {"features": TensorProto.FLOAT, "positive": TensorProto.FLOAT}

@@ -161,7 +161,8 @@ def modules(page: Page) -> Iterator[str | None]:
 
 
 def names(page: Page) -> Iterator[str | None]:
-    """`adedge.module.name` in backticks, and what examples in Python import."""
+    """`adedge.module.name` in backticks, what the reference is made from, and what examples in Python import."""
+    yield from (problem_of_name(name) for name in re.findall(r"^::: (\S+)", page.prose, re.MULTILINE))
     for code in page.inline:
         match = re.fullmatch(r"(adedge(?:\.\w+)+)(?:\(.*\))?", code)
         if match and not match[1].rpartition(".")[2].isupper():

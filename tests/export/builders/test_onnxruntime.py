@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
+import onnx
 import onnxruntime
 import pytest
 
@@ -52,6 +54,16 @@ def test_a_graph_that_onnx_runtime_refuses_is_named_in_one_line() -> None:
     with pytest.raises(EngineError, match="cannot load the graph") as caught:
         build(broken, BuildOptions())
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_takes_one_frame_is_refused_for_more(graph_that_shows_red: Callable[[float], bytes]) -> None:
+    model = onnx.load_from_string(graph_that_shows_red(1.0))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    one = Source(graphs={"model.fp32": model.SerializeToString()}, precision="fp32", shape=(3, 8, 8), batch=(1, 1, 1))
+    assert build(one, BuildOptions()).graph == "model.fp32"
+    with pytest.raises(EngineError, match=r"takes exactly 1 frame\(s\) at once"):
+        build(replace(one, batch=(1, 1, 4)), BuildOptions())
 
 
 def test_without_onnx_runtime_the_extra_is_named(
