@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 def latency_accuracy(latencies: Mapping[str, Latency], accuracies: Mapping[str, Accuracy]) -> bytes:
     """Median frame latency against image AUROC with its 95% interval, one point per engine."""
     figure, (axes,) = _figure(1, (6.4, 3.6))
-    for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
+    for colour, (name, latency) in zip(cycle(COLOURS), latencies.items(), strict=False):
         if name not in accuracies:
             continue
         accuracy = accuracies[name]
@@ -55,7 +55,7 @@ def latency_histograms(latencies: Mapping[str, Latency]) -> bytes:
     """Histograms of the three latencies, one panel each, with all engines."""
     figure, all_axes = _figure(3, (11, 3.2))
     for axes, boundary in zip(all_axes, ("network", "frame", "verdict"), strict=True):
-        for colour, (name, latency) in zip(COLOURS, latencies.items(), strict=False):
+        for colour, (name, latency) in zip(cycle(COLOURS), latencies.items(), strict=False):
             samples = getattr(latency, boundary).samples_ms
             axes.hist(samples, bins=40, histtype="step", linewidth=1.6, color=colour, label=name)
         axes.set(xlabel=f"{boundary} latency in ms", ylabel="frames")
@@ -67,7 +67,7 @@ def curves(accuracies: Mapping[str, Accuracy]) -> bytes:
     """ROC curves of pictures and, if there are masks, PRO curves of regions."""
     with_masks = any(accuracy.pro for accuracy in accuracies.values())
     figure, all_axes = _figure(2 if with_masks else 1, (9 if with_masks else 4.6, 3.8))
-    for colour, (name, accuracy) in zip(COLOURS, accuracies.items(), strict=False):
+    for colour, (name, accuracy) in zip(cycle(COLOURS), accuracies.items(), strict=False):
         all_axes[0].plot(*zip(*accuracy.roc, strict=True), color=colour, label=name, linewidth=1.6)
         if accuracy.pro:
             all_axes[1].plot(*zip(*accuracy.pro, strict=True), color=colour, label=name, linewidth=1.6)

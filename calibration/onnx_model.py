@@ -108,6 +108,13 @@ def shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def multiply_accumulates(model: ModelProto, nodes: Iterable[NodeProto]) -> int:
-    """Multiply-accumulates of convolutions on one frame: output values x weights of one output channel."""
+    """Multiply-accumulates of convolutions on one frame: output values x weights of one output channel.
+
+    A transposed convolution multiplies each input value with all weights of its input channel.
+    """
     sizes = shapes(model)
-    return sum(math.prod(sizes[node.output[0]]) * math.prod(sizes[node.input[1]][1:]) for node in nodes)
+    total = 0
+    for node in nodes:
+        values = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
+        total += math.prod(sizes[values]) * math.prod(sizes[node.input[1]][1:])
+    return total

@@ -42,7 +42,7 @@ def export_fp32(bundle: Bundle, *, opset: int = OPSET, with_scoring: bool = Fals
 
 def _imported(bundle: Bundle, opset: int) -> bytes:
     """The graph that a detector came as, in a newer opset where one is asked for."""
-    model = parse(bundle.file(bundle.manifest.weights).read_bytes())
+    model = parse(bundle.read(bundle.manifest.weights))
     return serialise(convert_opset(model, opset))
 
 

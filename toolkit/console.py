@@ -44,10 +44,10 @@ def progress(title: str) -> Iterator[Progress]:
         console=console,
     )
     with bar:
-        task = bar.add_task(title, total=None, text="")
+        task = bar.add_task(escape(title), total=None, text="")
 
         def step(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, text=text)
+            bar.update(task, completed=done, total=total, text=escape(text))
 
         yield step
 

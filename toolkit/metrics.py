@@ -101,8 +101,14 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> tuple[
 
 
 def count_flips(reference: ArrayLike, verdicts: ArrayLike) -> int:
-    """Number of pictures whose verdict differs from the reference's: both (N,) bool, True for anomalous."""
-    return int(np.sum(np.asarray(reference, bool) != np.asarray(verdicts, bool)))
+    """Number of pictures whose verdict differs from the reference's: both (N,) bool, True for anomalous.
+
+    Raises `DataError` if there are not as many of one as of the other.
+    """
+    first, second = np.asarray(reference, bool), np.asarray(verdicts, bool)
+    if first.shape != second.shape:
+        raise DataError(f"{first.size} verdicts of the reference cannot be compared with {second.size}")
+    return int(np.sum(first != second))
 
 
 def region_weights(defects: NDArray[np.bool_]) -> Floats:

@@ -73,6 +73,11 @@ def test_every_engine_has_a_histogram_and_a_curve() -> None:
     assert set(COLOURS[:4]) <= shown(curves({name: accuracy(0.6 + n / 10) for n, name in enumerate(names)}))
 
 
+def test_more_engines_than_colours_are_all_drawn() -> None:
+    seven = {str(n): accuracy(0.6 + n / 20) for n in range(len(COLOURS))}
+    assert curves(seven) != curves({**seven, "one more": accuracy(0.99)})
+
+
 def test_a_second_plot_is_for_masks_alone() -> None:
     plain = decoded(curves({"a": accuracy(0.9), "b": accuracy(0.8)}))
     masked = decoded(curves({"a": accuracy(0.9, pro=True), "b": accuracy(0.8)}))

@@ -152,6 +152,23 @@ def test_multiply_accumulates_are_counted_as_by_hand_and_by_pytorch() -> None:
     assert multiply_accumulates(whole, []) == 0
 
 
+def test_a_transposed_convolution_is_counted_by_its_input() -> None:
+    weights = np.ones((3, 5, 2, 2), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("ConvTranspose", ["frame", "w"], ["map"], strides=[2, 2])],
+        "upsampling",
+        [helper.make_tensor_value_info("frame", TensorProto.FLOAT, ["n", 3, 8, 6])],
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, ["n", 5, 16, 12])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.conv_transpose2d(torch.zeros(1, 3, 8, 6), torch.from_numpy(weights), stride=2)
+    # Each of 8 x 6 values of 3 channels meets 2 x 2 weights of 5 channels.
+    assert multiply_accumulates(parse(serialise(made)), made.graph.node) == 8 * 6 * 3 * 2 * 2 * 5
+    assert counter.get_total_flops() == 2 * 8 * 6 * 3 * 2 * 2 * 5
+
+
 # --- other forms -----------------------------------------------------------------------------------------------------
 
 

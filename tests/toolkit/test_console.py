@@ -61,6 +61,13 @@ def test_in_a_terminal_there_is_a_bar(terminal: io.StringIO) -> None:
     assert "loss" in shown
 
 
+def test_a_bar_shows_markup_as_it_is(terminal: io.StringIO) -> None:
+    with progress("train [old]") as step:
+        step(1, 2, "part [/b]")
+    assert "train [old]" in terminal.getvalue()
+    assert "part [/b]" in terminal.getvalue()
+
+
 def test_notes_and_warnings_go_to_stderr_and_tables_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     note("[red]pictures[/red]/[1].png")
     warn("[a] broken.png: no picture")

@@ -174,6 +174,11 @@ def test_flips_are_pictures_decided_otherwise(reference: list[int], verdicts: li
     assert count_flips(np.array(reference, bool), np.array(verdicts, bool)) == flips
 
 
+def test_verdicts_of_other_pictures_are_no_flips() -> None:
+    with pytest.raises(DataError, match="4 verdicts of the reference cannot be compared with 1"):
+        count_flips([True] * 4, [True])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
