@@ -55,7 +55,7 @@ def generic_command(name: str) -> Any:
 def options_from(kind: type[BaseModel]) -> Callable[..., dict[str, Any]]:
     """What `training_command` takes: its parameters are the fields of ``kind`` that an option can hold.
 
-    Those are truth values, numbers, texts and choices of texts, or None. An option that is not given is left to
+    Those are booleans, numbers, strings and literal choices of strings, or None. An option that is not given is left to
     `Method.for_dataset`. Raises `UsageError` for a field without a default that is none of them.
     """
 
