@@ -183,7 +183,7 @@ class Detector(nn.Module):
 
 
 class Networks(nn.ModuleDict):
-    """Keys "teacher_33" and "students_33" for p = 33, and so on; ``stride`` None means that pictures are single patches."""
+    """Keys "teacher_33" and "students_33" for p = 33, and so on; pictures are single patches if ``stride`` is None."""
 
     def __init__(self, patches: Sequence[int], members: int, features: int, stride: int | None) -> None:
         super().__init__()
