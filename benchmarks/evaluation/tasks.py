@@ -77,7 +77,7 @@ def parse_numbers(text: str, what: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UsageError(f"{what}: '{text}' is not a list of numbers: write it as 0,1,2 or 0-2")
+            raise UsageError(f"{what}: give '{text}' as numbers, such as 0,1,2 or 0-2")
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(dict.fromkeys(numbers))
 

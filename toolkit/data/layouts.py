@@ -230,19 +230,19 @@ def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     lines: dict[Path, int] = {}
     for row in rows:
-        where = f"{table}, line {row.line}"
+        place = f"{table}, line {row.line}"
         if row.split not in parts:
-            raise DataError(f"{where}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
+            raise DataError(f"{place}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
         label = _LABELS.get(row.label.lower())
         if label is None:
-            raise DataError(f"{where}: label '{row.label}' is not known: give good or anomalous")
+            raise DataError(f"{place}: label '{row.label}' is not known: give good or anomalous")
         if label and row.split != "test":
-            raise DataError(f"{where}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
-        path = _resolve(root, row.path, f"{where}: the picture")
+            raise DataError(f"{place}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
+        path = _resolve(root, row.path, f"{place}: the picture")
         if path in lines:
-            raise DataError(f"{where}: {row.path} is already in line {lines[path]}: remove one of the two")
+            raise DataError(f"{place}: {row.path} is already in line {lines[path]}: remove one of the two")
         lines[path] = row.line
-        mask = _resolve(root, row.mask, f"{where}: the mask") if row.mask and label else None
+        mask = _resolve(root, row.mask, f"{place}: the mask") if row.mask and label else None
         kind = (row.kind or "anomaly") if label else GOOD
         parts[row.split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
     if not parts["train"]:
