@@ -67,10 +67,9 @@ def read_weights(path: Path, networks: nn.ModuleDict) -> None:
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}): train again") from error
     expected = networks.state_dict()
-    unexpected = sorted(expected.keys() ^ weights.keys())
-    if unexpected:
-        side = "missing" if unexpected[0] in expected else "unexpected"
-        raise BundleError(f"{path} does not fit its networks: '{unexpected[0]}' is {side}; train again")
+    mismatches = sorted(expected.keys() ^ weights.keys())
+    if mismatches:
+        raise BundleError(f"{path} does not fit its networks: '{mismatches[0]}' is only in one of the two; train again")
     for name, value in weights.items():
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
