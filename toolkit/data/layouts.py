@@ -77,9 +77,9 @@ def _refuse_broken_layout(folder: Path) -> None:
                 f"or make it train/good and test/{other}"
             )
     if classes := [path.name for path in classes_in(folder)]:
+        listing = ", ".join(classes[:3]) + (" and more" if len(classes) > 3 else "")
         raise DataError(
-            f"{folder} holds {len(classes)} data set(s), {', '.join(classes[:3])}{' and more' * (len(classes) > 3)}: "
-            f"give one of them, such as {folder / classes[0]}"
+            f"{folder} holds {len(classes)} data set(s), {listing}: give one of them, such as {folder / classes[0]}"
         )
 
 

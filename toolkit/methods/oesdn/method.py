@@ -267,7 +267,7 @@ class OeSdn(Record):
     @model_validator(mode="after")
     def _consistent(self) -> OeSdn:
         if self.architecture == "convolutional" and self.size % 16:
-            raise ValueError(f"size {self.size} must be a multiple of 16 for the convolutional autoencoder")
+            raise ValueError(f"size {self.size} is not a multiple of 16, which the convolutional autoencoder requires")
         if self.architecture == "dense" and (self.size % 2 or self.fit == "crop"):
             raise ValueError("the dense autoencoder takes whole pictures (fit 'resize') of an even size")
         return self
