@@ -114,7 +114,7 @@ def students_options(
         warn_of_random_features(weights)
     if teacher is None and teacher_data is None:
         note(
-            "the teacher is trained on the training pictures only: for better descriptors, train it on a thousand "
+            "the teacher learns from the training pictures alone: for better descriptors, train it on a thousand "
             "natural photographs (--teacher-data), or reuse an earlier teacher (--teacher)"
         )
     return {
