@@ -1,8 +1,8 @@
-"""PyTorch -> ONNX: one FP32 graph of a bundle's detector, which every other graph is made from.
+"""PyTorch -> ONNX: the FP32 graph of a bundle's detector, from which every other graph is derived.
 
-The input "frame" is float32 (N, C, H, W), already preprocessed as the bundle's `InputSpec` says, N dynamic. The outputs
-are the two images "image_a" and "image_b" (N, C, H, W) of a DSSIM comparison, or the anomaly "map" and, where the
-network gives it, the "score" (N,).
+The input "frame" is float32 (N, C, H, W) with N dynamic, already preprocessed according to the bundle's `InputSpec`.
+The outputs are the two images "image_a" and "image_b" (N, C, H, W) of a DSSIM comparison, or the anomaly "map" and, if
+the network computes it, the "score" (N,).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ INPUT = "frame"
 
 
 def export_fp32(bundle: Bundle, *, opset: int = OPSET, with_scoring: bool = False) -> bytes:
-    """The FP32 graph of a bundle's detector; ``with_scoring`` appends the map and the score (see `scoring_graph`).
+    """The FP32 graph of a bundle's detector; ``with_scoring`` appends map and score (see `append_scoring`).
 
-    The same bundle and the same PyTorch give the same bytes. Raises `BundleError` where the weights were changed,
-    `EngineError` where the network cannot be expressed in ``opset``, `MissingDependency`.
+    The same bundle and PyTorch version give the same bytes. Raises `BundleError` if the weights were changed,
+    `EngineError` if the network cannot be expressed in ``opset``, `MissingDependency`.
     """
     manifest = bundle.manifest
     if manifest.method == IMPORTED:
@@ -41,13 +41,13 @@ def export_fp32(bundle: Bundle, *, opset: int = OPSET, with_scoring: bool = Fals
 
 
 def _imported(bundle: Bundle, opset: int) -> bytes:
-    """The graph that a detector came as, in a newer opset where one is asked for."""
+    """The graph of an imported detector, converted to ``opset`` if that is newer."""
     model = parse(bundle.read(bundle.manifest.weights))
     return serialise(convert_opset(model, opset))
 
 
 def output_names(score: ScoreSpec) -> tuple[str, ...]:
-    """What the graph's outputs are called: they are what the `ScoreSpec` compares."""
+    """The names of the graph's outputs, in the order in which the `ScoreSpec` takes them."""
     if isinstance(score.comparison, Dssim):
         return "image_a", "image_b"
     return ("map", "score") if score.reduce == "output" else ("map",)
@@ -64,13 +64,16 @@ def graph_from_module(module: Network, spec: InputSpec, outputs: tuple[str, ...]
     if opset_of(model) != opset:
         raise EngineError(f"the network has no form in opset {opset}, only in {opset_of(model)}: choose that one")
     if len(model.graph.output) != len(outputs):
-        raise EngineError(f"the network gives {len(model.graph.output)} outputs, and {', '.join(outputs)} are expected")
+        raise EngineError(
+            f"the network has {len(model.graph.output)} output(s) instead of {', '.join(outputs)}: "
+            "its deploy() must return one tensor for each"
+        )
     strip_metadata(model)
     return serialise(model)
 
 
 def strip_metadata(model: ModelProto) -> None:
-    """Remove what the exporter notes about the machine: source paths, stack traces, and the traced program."""
+    """Remove the exporter's metadata: source paths, stack traces, and the traced program."""
     graph = model.graph
     model.ClearField("metadata_props")
     model.doc_string = graph.doc_string = ""

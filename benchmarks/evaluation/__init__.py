@@ -1,9 +1,9 @@
 """Method x data set x seed: train each combination, measure it on the test set, tabulate it beside published values.
 
-tasks.py       what is asked for: methods, data sets, seeds, options
-evaluate.py    runs the tasks, each in a process of its own
-measure.py     what such a process does: train one bundle and measure it
-cells.py       what was measured, as it is stored
-tables.py      the cells as tables
-published.py   what the papers report
+tasks.py       the tasks of an evaluation: methods, data sets, seeds, options
+evaluate.py    runs the tasks, each in a separate process
+measure.py     the program of such a process: trains one bundle and measures it
+cells.py       stored results, one file per task
+tables.py      tables of the cells
+published.py   values that the papers report
 """

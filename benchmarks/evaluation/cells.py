@@ -1,9 +1,9 @@
-"""What was measured, as it is stored: one JSON file for each finished task.
+"""Stored results: one JSON file, a cell, for each finished task.
 
 results/
-  cells/<method>.<data set>.<seed>.json   a cell: found there, its task is not measured again
-  logs/<the same>.log                     what its process said
-  bundles/<the same>.adedge               its bundle, while it is in work, or kept if asked for
+  cells/<method>.<data set>.<seed>.json   a cell; if it exists, its task is not run again
+  logs/<the same>.log                     output of the task's process
+  bundles/<the same>.adedge               the task's bundle, deleted when it is finished unless the settings keep it
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Measured(Record):
 
 
 class Cell(Record):
-    """What a task gave, with what is needed to repeat it.
+    """The result of a task, with everything required to repeat it.
 
-    ``system`` is that of the trained bundle, and ``known`` the published collection and class that the data is, for the
-    values to compare with. ``training_s`` is None where the training was resumed.
+    ``system`` is that of the trained bundle. ``known`` is the published (collection, class) that the data is recognised
+    as, to look up the values to compare with. ``training_s`` is None if the training was resumed.
     """
 
     task: Task
@@ -50,7 +50,7 @@ class Cell(Record):
 
 
 def finished(folder: Path, task: Task) -> Cell | None:
-    """The cell of a task, None where it is not measured yet. Raises `UsageError` where it is that of another task."""
+    """The cell of a task, or None if there is none yet. Raises `UsageError` if its file belongs to another task."""
     path = folder / "cells" / f"{task.stem}.json"
     if not path.is_file():
         return None
@@ -58,13 +58,13 @@ def finished(folder: Path, task: Task) -> Cell | None:
         cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no cell of this version: delete it, and it is measured again") from error
-    if differing := [name for name in type(task).model_fields if getattr(task, name) != getattr(cell.task, name)]:
+    if differences := [name for name in type(task).model_fields if getattr(task, name) != getattr(cell.task, name)]:
         raise UsageError(
-            f"{path} was measured with other {' and '.join(differing)}: delete it, or choose another --output"
+            f"{path} was measured with other {' and '.join(differences)}: delete it, or choose another --output"
         )
     return cell
 
 
 def store(folder: Path, cell: Cell) -> None:
-    """Write a cell where `finished` finds it, whole or not at all."""
+    """Write a cell, atomically, to the file that `finished` reads."""
     write_whole(folder / "cells" / f"{cell.task.stem}.json", cell.model_dump_json(indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""All cells of an evaluation, some at a time, each in a process of its own.
+"""Run the tasks of an evaluation in parallel, each in a separate process.
 
-They run beside each other with the threads they were given, and one that fails takes no other with it.
+Each process has its own number of threads, and a failure does not affect the others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from adedge.benchmarks.evaluation.measure import Request, Settings
 from adedge.benchmarks.evaluation.tasks import Task
 from adedge.progress import Progress
 
-POLL_S = 0.1  # how often running cells are looked after
+POLL_S = 0.1  # interval at which running processes are polled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Finished cells, and a sentence for each task that failed."""
+    """Finished cells, and the reason why a task failed by its stem."""
 
     cells: tuple[Cell, ...]
     failures: dict[str, str]
@@ -33,10 +33,10 @@ class Evaluation:
 def evaluate(
     tasks: Sequence[Task], settings: Settings, *, jobs: int = 1, progress: Progress | None = None
 ) -> Evaluation:
-    """Measure all tasks that the settings' folder has no cell of, ``jobs`` at a time.
+    """Run the tasks that have no cell in the settings' folder yet, ``jobs`` at a time.
 
-    Ctrl-C lets every running training save its checkpoint; the same call goes on from there. Raises `UsageError` where
-    a cell was measured with other options.
+    On Ctrl-C every running training saves a checkpoint, from which the same call resumes. Raises `UsageError` if a cell
+    was measured with other options.
     """
     folder = settings.folder
     for name in ("cells", "logs", "bundles"):
@@ -55,7 +55,7 @@ def evaluate(
         while waiting or running:
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
-                running[task.stem] = task, _started(Request(task=task, settings=settings))
+                running[task.stem] = task, _start(Request(task=task, settings=settings))
             for stem, (task, process) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -68,7 +68,7 @@ def evaluate(
                 report(stem)
             time.sleep(POLL_S)
     finally:
-        # Of their own sessions, they do not see the terminal's Ctrl-C: each gets one signal, and time to save.
+        # In sessions of their own, the processes do not receive the terminal's Ctrl-C: each gets one signal and saves.
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
@@ -76,7 +76,7 @@ def evaluate(
     return Evaluation(cells=tuple(cells[task.stem] for task in tasks if task.stem in cells), failures=failures)
 
 
-def _started(request: Request) -> subprocess.Popen[bytes]:
+def _start(request: Request) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     settings = request.settings
     if settings.threads is not None:
@@ -98,8 +98,9 @@ def _started(request: Request) -> subprocess.Popen[bytes]:
 
 
 def _last_line(log: Path, returncode: int) -> str:
-    """Why a cell failed: what its process said last, or the signal that killed it."""
+    """Why a task failed: the last line of its process's log, or the signal that killed it."""
     if returncode < 0:
-        return f"{signal.Signals(-returncode).name} ended its process; of SIGKILL, too little memory is the usual cause"
+        name = signal.Signals(-returncode).name
+        return f"its process was ended by {name}" + ("; the machine may lack memory" if name == "SIGKILL" else "")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"its process ended with {returncode} and without a word"
+    return lines[-1] if lines else f"its process exited with code {returncode} and printed nothing"

@@ -1,8 +1,8 @@
-"""One cell: train a task's bundle, measure it on the test set, store what was measured.
+"""Run one task: train its bundle, measure it on the test set, store the cell.
 
     python -m adedge.benchmarks.evaluation.measure < request.json
 
-A process of its own for each cell: see `adedge.benchmarks.evaluation.evaluate`. It reads a `Request`.
+`adedge.benchmarks.evaluation.evaluate` starts one such process per task. Standard input is a `Request` as JSON.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from adedge.data.datasets import Dataset, load_dataset
 from adedge.errors import AdedgeError, DataError
 from adedge.specs import Record
 
-BATCH = 8  # pictures at once while measuring
+BATCH = 8  # pictures per batch while measuring
 
 
 class Settings(Record):
-    """What does not change a cell: the folder of the results, where pictures lie, and with what it is computed."""
+    """Settings that do not identify a cell: folder of the results, root of the pictures, device, and so on."""
 
     folder: Path
     root: Path | None = None
@@ -38,26 +38,29 @@ class Settings(Record):
 
 
 class Request(Record):
-    """What a cell's process is given."""
+    """The input of a task's process."""
 
     task: Task
     settings: Settings
 
 
 def measure(request: Request) -> Cell:
-    """Train the task's bundle, or take it where it is, measure it on the test set, and write its cell."""
+    """Train the task's bundle unless it exists, measure it on the test set, and store the cell.
+
+    Raises `DataError` unless the test set has good and anomalous pictures.
+    """
     from adedge.methods.training import checkpoint_directory
 
     task, settings = request.task, request.settings
-    # All training pictures are used, as in the papers: nothing is calibrated here.
+    # Nothing is held out, because nothing is calibrated: as in the papers, training uses all pictures.
     dataset = load_dataset(task.column.data, holdout=0.0, root=settings.root)
     if {sample.label for sample in dataset.test} != {0, 1}:
-        raise DataError(f"the test set of {task.column.data} needs good and anomalous pictures, to tell them apart")
+        raise DataError(f"the test set of {task.column.data} needs good and anomalous pictures: add the missing kind")
     path = settings.folder / "bundles" / f"{task.stem}.adedge"
     resumed = checkpoint_directory(path).is_dir() or path.is_dir()
     started = time.monotonic()
-    bundle = _trained(task, settings, dataset, path)
-    trained = time.monotonic()
+    bundle = _bundle(task, settings, dataset, path)
+    trained_at = time.monotonic()
     metrics = _metrics(bundle, dataset)
     cell = Cell(
         task=task,
@@ -69,8 +72,8 @@ def measure(request: Request) -> Cell:
         data_digest=dataset.digest,
         versions=bundle.manifest.provenance.versions,
         machine=_machine(settings),
-        training_s=None if resumed else round(trained - started, 1),
-        measuring_s=round(time.monotonic() - trained, 1),
+        training_s=None if resumed else round(trained_at - started, 1),
+        measuring_s=round(time.monotonic() - trained_at, 1),
     )
     store(settings.folder, cell)
     if not settings.keep_bundle:
@@ -78,8 +81,8 @@ def measure(request: Request) -> Cell:
     return cell
 
 
-def _trained(task: Task, settings: Settings, dataset: Dataset, path: Path) -> Bundle:
-    """The task's bundle: the one at ``path`` if it is just that, else trained."""
+def _bundle(task: Task, settings: Settings, dataset: Dataset, path: Path) -> Bundle:
+    """The task's bundle: the one at ``path`` if it was trained with the same options, seed and data, else a new one."""
     from adedge.methods import method_named
     from adedge.methods.training import TrainingOptions, recorded_options, train
 
@@ -89,16 +92,16 @@ def _trained(task: Task, settings: Settings, dataset: Dataset, path: Path) -> Bu
     )
     if (path / "bundle.json").is_file():
         bundle = Bundle.open(path)
-        source = bundle.manifest.provenance
-        wanted = recorded_options(method, options), options.seed, dataset.digest
-        if (source.options, source.seed, source.data_digest) == wanted:
+        provenance = bundle.manifest.provenance
+        expected = recorded_options(method, options), options.seed, dataset.digest
+        if (provenance.options, provenance.seed, provenance.data_digest) == expected:
             return bundle
     with progress(task.stem) as step:
         return train(method, dataset, output=path, options=options, progress=step, announce=note)
 
 
 def _metrics(bundle: Bundle, dataset: Dataset) -> dict[str, Measured]:
-    """The reference's metrics on the test set: those of pixels only where all masks are known."""
+    """Metrics of the reference on the test set; pixel metrics only if every anomalous picture has a mask."""
     from adedge.benchmarks.accuracy import accuracy, masks_at_map_size, score_samples
     from adedge.benchmarks.latency import Contender
     from adedge.methods import detector_function
@@ -108,13 +111,13 @@ def _metrics(bundle: Bundle, dataset: Dataset) -> dict[str, Measured]:
     backend = FakeBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)
     contender = Contender(name=manifest.reference, backend=backend)
     with progress("measuring") as step:
-        scored = score_samples(contender, dataset.test, manifest.input, manifest.score, step)
+        scores = score_samples(contender, dataset.test, manifest.input, manifest.score, step)
     labels = np.array([sample.label for sample in dataset.test], np.int64)
-    found = accuracy(scored, labels, masks_at_map_size(dataset.test, scored.maps), None)
-    metrics = {"image_auroc": Measured(value=found.auroc, low=found.auroc_low, high=found.auroc_high)}
+    result = accuracy(scores, labels, masks_at_map_size(dataset.test, scores.maps), None)
+    metrics = {"image_auroc": Measured(value=result.auroc, low=result.auroc_low, high=result.auroc_high)}
     for name, value, interval in (
-        ("pixel_auroc", found.pixel_auroc, found.pixel_auroc_interval),
-        ("aupro", found.aupro, found.aupro_interval),
+        ("pixel_auroc", result.pixel_auroc, result.pixel_auroc_interval),
+        ("aupro", result.aupro, result.aupro_interval),
     ):
         if value is not None and interval is not None:
             metrics[name] = Measured(value=value, low=interval[0], high=interval[1])
@@ -128,10 +131,10 @@ def _machine(settings: Settings) -> dict[str, str]:
 
 
 def main() -> int:
-    """What a cell's process does: a `Request` as JSON on standard input."""
+    """Run the `Request` on standard input; return the exit code."""
     import cv2
 
-    # `evaluate` ends processes by SIGTERM; a training takes either signal as the wish to save and stop.
+    # `evaluate` ends processes with SIGTERM, which must unwind like Ctrl-C outside of a training, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     request = Request.model_validate_json(sys.stdin.read())
     if request.settings.threads is not None:

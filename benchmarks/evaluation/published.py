@@ -1,4 +1,4 @@
-"""The values that the four papers report, for comparison with what is measured here.
+"""The values that the four papers report, for comparison with our measurements.
 
 [1] Chung, Park, Keum, Ki, Kang. Unsupervised Anomaly Detection Using Style Distillation. IEEE Access, 2020.
 [2] Bergmann, Fauser, Sattlegger, Steger. Uninformed Students: Student-Teacher Anomaly Detection with Discriminative
@@ -21,8 +21,8 @@ from adedge.data.labelled_sets import CLASSES, SETS
 
 MVTEC_AD = "mvtec-ad"
 
-# MVTec AD's classes with their numbers of training and test pictures (Bergmann et al., CVPR 2019, table 1). A folder of
-# that name with other numbers is a different data set, without published values.
+# MVTec AD's classes with their numbers of training and test pictures (Bergmann et al., CVPR 2019, table 1). A folder
+# with the same name but other numbers is a different data set, without published values.
 MVTEC_AD_PICTURES: Mapping[str, tuple[int, int]] = {
     "carpet": (280, 117),
     "grid": (264, 78),

@@ -45,9 +45,9 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One metric of `METRICS` on one collection: entries by (system, column), with a last column `MEAN` if several.
+    """One metric of `METRICS` on one collection: entries by (system, column). Several columns are followed by `MEAN`.
 
-    ``seeds`` is the largest number of seeds of an entry.
+    ``seeds`` is the number of different seeds in the table.
     """
 
     collection: str

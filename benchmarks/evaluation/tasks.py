@@ -1,4 +1,4 @@
-"""What an evaluation is asked for: every combination of methods, data sets and seeds is a `Task`."""
+"""The tasks of an evaluation: every combination of methods, data sets and seeds is a `Task`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adedge.data.layouts import classes_in, found_in
 from adedge.errors import DataError, UsageError
 from adedge.specs import Record
 
-# What can be asked for: "<method>/<variant>", with the options that choose it. A method's first is its default.
+# Systems, "<method>/<variant>", with the options that select them. A method's first one is its default.
 SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "oesdn/oe-sdn": {"variant": "oe-sdn"},
     "oesdn/sdn": {"variant": "sdn"},
@@ -30,7 +30,7 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Column(Record):
-    """A data set, ``data`` as `load_dataset` takes it: class ``name`` of the ``collection`` that a table is about."""
+    """A data set, one column of a table: class ``name`` of ``collection``; `load_dataset` reads ``data``."""
 
     collection: str
     name: str
@@ -38,7 +38,7 @@ class Column(Record):
 
 
 class Task(Record):
-    """One cell: ``system`` as `parse_systems` gives it, what it is trained with, on ``column``, from ``seed``."""
+    """One combination to measure: ``system``, as from `parse_systems`, trained with ``options`` on ``column``."""
 
     system: str
     options: dict[str, Any]
@@ -48,74 +48,75 @@ class Task(Record):
 
     @property
     def stem(self) -> str:
-        """What the cell's files are called."""
+        """The name of the task's files, without suffix."""
         return f"{self.system.replace('/', '-')}.{self.column.collection}.{self.column.name}.{self.seed}"
 
 
 def parse_systems(text: str) -> tuple[str, ...]:
-    """ "oesdn,oesdn/ae" -> ("oesdn/oe-sdn", "oesdn/ae"). Raises `UsageError` naming the known ones.
+    """ "oesdn,oesdn/ae" -> ("oesdn/oe-sdn", "oesdn/ae"). Raises `UsageError` listing the available ones.
 
-    A method of another package is a system by its name alone.
+    For a method of another package, the system is just the method's name.
     """
     from adedge.methods import method_names
 
-    listed = {system.partition("/")[0] for system in SYSTEMS}
-    known = (*SYSTEMS, *(name for name in method_names() if name not in listed))
-    chosen = []
+    built_in = {system.partition("/")[0] for system in SYSTEMS}
+    available = (*SYSTEMS, *(name for name in method_names() if name not in built_in))
+    systems = []
     for part in text.split(","):
         name = part.strip()
-        found = next((system for system in known if name in (system, system.partition("/")[0])), None)
-        if found is None:
-            raise UsageError(f"unknown method '{name}': choose from {', '.join(known)}")
-        chosen.append(found)
-    return tuple(dict.fromkeys(chosen))
+        match = next((system for system in available if name in (system, system.partition("/")[0])), None)
+        if match is None:
+            raise UsageError(f"unknown method '{name}': choose from {', '.join(available)}")
+        systems.append(match)
+    return tuple(dict.fromkeys(systems))
 
 
 def parse_numbers(text: str, what: str) -> tuple[int, ...]:
-    """ "0,3-5" -> (0, 3, 4, 5). Raises `UsageError`."""
+    """ "0,3-5" -> (0, 3, 4, 5). Raises `UsageError` for other text, naming ``what`` it was given for."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UsageError(f"{what}: give '{text}' as numbers, 0,1,2 or 0-2")
+            raise UsageError(f"{what}: give '{text}' as numbers, such as 0,1,2 or 0-2")
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(dict.fromkeys(numbers))
 
 
 def columns_from(texts: Sequence[str]) -> tuple[Column, ...]:
-    """The data sets that each --data stands for.
+    """The data sets that the values of --data stand for.
 
-    "mnist" and "mnist:0-9" are ten, a folder of MVTec AD's classes as many as it has, anything else one, of a
-    collection called like its folder's parent. Raises `DataError` where a folder does not exist or has no test
-    pictures, `UsageError` where two data sets would share their files.
+    "mnist" and "mnist:0-9" are ten data sets; a folder of classes, such as MVTec AD, is one per class; anything else is
+    one, in a collection named after its parent folder. Raises `DataError` if a folder does not exist or has no test
+    pictures, `UsageError` if two data sets have the same collection and name.
     """
-    found: dict[tuple[str, str], Column] = {}
+    columns: dict[tuple[str, str], Column] = {}
     for text in texts:
         for column in _columns(text):
-            other = found.setdefault((column.collection, column.name), column)
+            other = columns.setdefault((column.collection, column.name), column)
             if other != column:
                 raise UsageError(f"{other.data} and {column.data} are called the same: rename one of the folders")
-    return tuple(found.values())
+    return tuple(columns.values())
 
 
 def _columns(data: str) -> list[Column]:
-    scheme, colon, chosen = data.partition(":")
+    scheme, colon, class_numbers = data.partition(":")
     if scheme in SETS and not Path(data).exists():
-        numbers = parse_numbers(chosen, data) if colon else range(CLASSES)
+        numbers = parse_numbers(class_numbers, data) if colon else range(CLASSES)
         return [Column(collection=scheme, name=str(number), data=f"{scheme}:{number}") for number in numbers]
     path = Path(data)
     if path.is_dir() and not (path / "train").is_dir() and (classes := classes_in(path)):
-        return [Column(collection=path.resolve().name, name=one.name, data=str(one)) for one in classes]
+        return [Column(collection=path.resolve().name, name=folder.name, data=str(folder)) for folder in classes]
     if not found_in(path).test:
-        raise DataError(f"{data} has no test pictures, so nothing can be measured: see docs/data.md for the layouts")
-    whole = path.resolve()
-    return [Column(collection=whole.parent.name, name=whole.name if whole.is_dir() else whole.stem, data=data)]
+        raise DataError(f"{data} has no test pictures, which an evaluation requires: see docs/data.md for the layouts")
+    absolute = path.resolve()
+    name = absolute.name if absolute.is_dir() else absolute.stem
+    return [Column(collection=absolute.parent.name, name=name, data=data)]
 
 
 def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """["hfr.iterations=400"] -> {"hfr": {"iterations": 400}}. Values are JSON where they can be, else text.
+    """["hfr.iterations=400"] -> {"hfr": {"iterations": 400}}. A value that is not valid JSON is text.
 
-    Raises `UsageError` for an option that its method does not have, before anything is trained.
+    Raises `UsageError` for an option that its method does not have.
     """
     methods = {system.partition("/")[0] for system in systems}
     options: dict[str, dict[str, Any]] = {method: {} for method in methods}
@@ -127,9 +128,9 @@ def parse_options(texts: Sequence[str], systems: Sequence[str]) -> dict[str, dic
         if method not in methods:
             raise UsageError(f"--option '{text}': {method} is not among the methods, {', '.join(sorted(methods))}")
         name = name.replace("-", "_")
-        known = _fields(method)
-        if name not in known:
-            raise UsageError(f"--option '{text}': {method} has no option '{name}': choose from {', '.join(known)}")
+        fields = _fields(method)
+        if name not in fields:
+            raise UsageError(f"--option '{text}': {method} has no option '{name}': choose from {', '.join(fields)}")
         try:
             options[method][name] = json.loads(value)
         except ValueError:
@@ -153,19 +154,19 @@ def tasks_from(
     options: Mapping[str, Mapping[str, Any]],
     amp: bool = False,
 ) -> list[Task]:
-    """Every combination, whole tables of one seed after another; ``options`` by method, see `parse_options`.
+    """Every combination, ordered by seed, so that whole tables are finished early; for ``options`` see `parse_options`.
 
-    A method of another package need not have budgets.
+    ``budget`` is left out for a method of another package that has no such option.
     """
-    chosen: dict[str, dict[str, Any]] = {}
+    system_options: dict[str, dict[str, Any]] = {}
     for system in systems:
         method = system.partition("/")[0]
         preset = {"budget": budget} if system in SYSTEMS or "budget" in _fields(method) else {}
-        chosen[system] = {**preset, **SYSTEMS.get(system, {}), **options.get(method, {})}
+        system_options[system] = {**preset, **SYSTEMS.get(system, {}), **options.get(method, {})}
     return [
         Task(
             system=system,
-            options=chosen[system],
+            options=system_options[system],
             column=column,
             seed=seed,
             amp=amp,

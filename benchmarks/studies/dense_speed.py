@@ -1,11 +1,11 @@
-"""What a score for every pixel costs beyond its convolutions: `students`, p = 33, M = 3, on 256 x 256 pixels.
+"""Overhead of a score for every pixel over its convolutions: `students`, p = 33, M = 3, on 256 x 256 pixels.
 
     python -m adedge.benchmarks.studies.dense_speed [--rounds 5] [--threads 1]
 
-The detector as it is deployed (mirrored border, teacher and students with pooling at every pixel, scores, fusion)
-against its convolutions' arithmetic alone: the same layers of the same four networks on a picture padded alike, dilated
-as they are there, with nothing between them. Both take turns in PyTorch on the same CPU; medians are compared.
-Promised: at most 1.15 times the arithmetic.
+Compares the deployed detector (mirrored border, teacher and students with pooling at every pixel, scores, fusion) with
+its convolutions alone: the same layers of the same four networks, equally dilated, on an equally padded picture, with
+nothing between them. Both take turns in PyTorch on the same CPU; their medians are compared. The promise is a ratio of
+at most 1.15.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 RATIO_PROMISED = 1.15
 PATCH, MEMBERS, SIZE = 33, 3, 256
 WARM_UP = 1
-PROBES = 4  # pixels whose patches are compared before anything is timed
+PROBES = 4  # pixels whose descriptors are checked before timing
 
 
 def compare(rounds: int, size: int = SIZE) -> dict[str, list[float]]:
     """Times in seconds of "detector" and "convolutions" on one picture (3, ``size``, ``size``), taking turns.
 
-    Raises `EngineError` where dense descriptors are not those of the patches, `MissingDependency` without torch.
+    Raises `EngineError` if dense descriptors differ from those of the patches, `MissingDependency` without torch.
     """
     require_torch()
     import torch
@@ -69,7 +69,7 @@ def compare(rounds: int, size: int = SIZE) -> dict[str, list[float]]:
 
 
 def plain_network(network: PatchNetwork) -> nn.Module:
-    """The convolutions of a patch network, dilated for every pixel, and nothing between them."""
+    """The convolutions of a patch network, dilated as at stride 1, with nothing between them."""
     import torch
     from torch import nn
 
@@ -89,7 +89,7 @@ def plain_network(network: PatchNetwork) -> nn.Module:
 
 
 def _check(network: PatchNetwork, x: Tensor) -> None:
-    """Raise `EngineError` unless the dense descriptors of a few pixels are those of their patches."""
+    """Raise `EngineError` unless the dense descriptors of a few pixels equal those of their patches."""
     import torch
 
     from adedge.methods.students.patch_networks import mirrored
@@ -99,13 +99,16 @@ def _check(network: PatchNetwork, x: Tensor) -> None:
     for row, column in np.random.default_rng(0).integers(half, x.shape[2] - half, (PROBES, 2)):
         patch = network(x[:, :, row - half : row + half + 1, column - half : column + half + 1])
         if not torch.allclose(patch[0, :, 0, 0], dense[0, :, row, column], rtol=1e-4, atol=1e-4):
-            raise EngineError(f"the dense descriptor of pixel ({row}, {column}) is not its patch's: nothing to time")
+            raise EngineError(
+                f"the dense descriptor of pixel ({row}, {column}) differs from its patch's: fix the network before "
+                "timing it"
+            )
 
 
 def main() -> None:
-    """Print a Markdown table; exit with 1 where the ratio is above the promise."""
+    """Print a Markdown table; exit with 1 if the ratio is above the promise."""
     parser = argparse.ArgumentParser(description="Time the dense forward pass of students against its convolutions.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="Timed runs of each (default: 5)")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
     options = parser.parse_args()
     require_torch()

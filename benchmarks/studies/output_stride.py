@@ -1,10 +1,9 @@
-"""What the output stride of a `students` bundle costs in accuracy and buys in time, on labelled pictures.
+"""What the output stride of a `students` bundle costs in accuracy and saves in time, on labelled pictures.
 
     python -m adedge.benchmarks.studies.output_stride tile.adedge DATA --strides 1,4 [--pictures 60]
 
-The weights are the same for every stride; each is deployed with every stride in turn, in PyTorch in FP32, and judges
-the same pictures. `--pictures` draws some of the test pictures (seed 0), since every pixel of every picture takes long
-on a CPU.
+The same weights judge the same pictures at every stride, in PyTorch in FP32. `--pictures` draws some of the test
+pictures (seed 0), because stride 1 is slow on a CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ HEADER = "| output stride | pictures | image AUROC | pixel AUROC | AUPRO | s a p
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Metrics of one stride; those of pixels are None without masks."""
+    """Metrics of one stride; pixel metrics are None without masks."""
 
     stride: int
     pictures: int
@@ -51,22 +50,22 @@ class Row:
 
 
 def measure(bundle: Bundle, samples: Sequence[Sample], stride: int) -> Row:
-    """Judge pictures with the bundle's weights at another stride, one picture at a time.
+    """Judge pictures with the bundle's weights at ``stride``, one picture at a time.
 
     Raises `UsageError` for a bundle of another method or of single patches.
     """
     detector = deployed(bundle, stride)
     spec = bundle.manifest.input
     maps, scores = [], []
-    spent = 0.0
+    total_s = 0.0
     with progress(f"stride {stride}") as step:
         for index, sample in enumerate(samples):
             frames = conform(sample.read(), spec)[None]
             started = time.perf_counter()
-            found = predict(detector, bundle.manifest, frames)
-            spent += time.perf_counter() - started
-            maps.append(found[0][0])
-            scores.append(found[1][0])
+            batch_maps, batch_scores = predict(detector, bundle.manifest, frames)
+            total_s += time.perf_counter() - started
+            maps.append(batch_maps[0])
+            scores.append(batch_scores[0])
             step(index + 1, len(samples), "")
     labels: NDArray[np.int64] = np.array([sample.label for sample in samples])
     masks = masks_at_map_size(samples, maps)
@@ -76,12 +75,12 @@ def measure(bundle: Bundle, samples: Sequence[Sample], stride: int) -> Row:
         auroc=auroc(labels, np.array(scores)),
         pixel_auroc=None if masks is None else pixel_auroc(masks, np.stack(maps)),
         aupro=None if masks is None else aupro(masks, np.stack(maps)),
-        picture_s=spent / len(samples),
+        picture_s=total_s / len(samples),
     )
 
 
 def deployed(bundle: Bundle, stride: int) -> nn.Module:
-    """The bundle's detector with another output stride."""
+    """The bundle's detector with output stride ``stride``. Raises `UsageError` if it cannot be changed."""
     require_torch()
     manifest = bundle.manifest
     if manifest.method != "students" or not manifest.network["output_stride"] or manifest.input.resize == "tile":
@@ -93,21 +92,21 @@ def deployed(bundle: Bundle, stride: int) -> nn.Module:
 
 
 def drawn(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
-    """``count`` of the samples, in their order, the same ones every time (seed 0); all where it is None or too many."""
+    """``count`` random samples (seed 0) in their original order; all of them if it is None or exceeds their number."""
     if count is None or count >= len(samples):
         return samples
-    chosen = np.random.default_rng(0).choice(len(samples), count, replace=False)
-    return [samples[index] for index in sorted(chosen)]
+    indices = np.random.default_rng(0).choice(len(samples), count, replace=False)
+    return [samples[index] for index in sorted(indices)]
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="A students bundle.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures, laid out as MVTec AD.")],
-    strides: Annotated[str, typer.Option(help="Output strides to compare.")] = "1,4",
-    pictures: Annotated[int | None, typer.Option(min=2, help="How many test pictures; all where not given.")] = None,
+    strides: Annotated[str, typer.Option(help="Output strides to compare, separated by commas.")] = "1,4",
+    pictures: Annotated[int | None, typer.Option(min=2, help="Number of test pictures to draw (default: all).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
-    """Print a Markdown table, one row a stride."""
+    """Print a Markdown table with one row per stride."""
     if threads is not None:
         require_torch()
         import torch

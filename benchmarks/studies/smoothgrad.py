@@ -2,9 +2,9 @@
 
     python -m adedge.benchmarks.studies.smoothgrad bottle.adedge DATA [--samples 50] [--noise 0.01] [--pictures 60]
 
-Both maps come from the same weights in PyTorch in FP32, each as it is and through the bundle's filters (Gaussian and
-opening). The score is the loss either way, and so are the verdicts. `--pictures` draws some of the test pictures
-(seed 0): SmoothGrad takes as many passes a picture as it has samples.
+Both maps come from the same weights in PyTorch in FP32, without and with the bundle's filters (Gaussian and opening).
+The score is the loss in both cases, so verdicts do not differ. `--pictures` draws some of the test pictures (seed 0),
+because SmoothGrad takes one pass per sample and picture.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Row:
 def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise: float = 0.01) -> list[Row]:
     """Gradients and SmoothGrad of ``count`` noisy copies, without and with the bundle's filters: four rows.
 
-    Raises `UsageError` for a bundle of another method or of tiled pictures, `DataError` where masks are missing.
+    Raises `UsageError` for a bundle of another method or of tiled pictures, `DataError` if masks are missing.
     """
     require_torch()
     from adedge.methods.mkd import Detector, smooth_gradients
@@ -70,8 +70,8 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
     assert isinstance(detector, Detector)
 
     def plain(x: Tensor) -> Tensor:
-        found: Tensor = detector(x)[0]
-        return found
+        anomaly_map: Tensor = detector(x)[0]
+        return anomaly_map
 
     def smooth(x: Tensor) -> Tensor:
         return smooth_gradients(detector, x, samples=count, noise=noise)
@@ -81,19 +81,19 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
         maps, picture_s = _maps(samples, spec, map_of, name)
         masks = masks_at_map_size(samples, maps)
         if masks is None:
-            raise DataError("a map is judged by masks, and some anomalous picture has none: see docs/data.md")
+            raise DataError("maps are judged by masks, but an anomalous picture has none: see docs/data.md")
         raw = np.stack(maps)
         filtered = score_maps(bundle.manifest.score, [raw[:, None], np.zeros(len(raw), np.float32)])
         rows += [
             Row(
                 name=name,
-                filtered=found is filtered,
+                filtered=variant is filtered,
                 pictures=len(samples),
-                pixel_auroc=pixel_auroc(masks, found),
-                aupro=aupro(masks, found),
+                pixel_auroc=pixel_auroc(masks, variant),
+                aupro=aupro(masks, variant),
                 picture_s=picture_s,
             )
-            for found in (raw, filtered)
+            for variant in (raw, filtered)
         ]
     return rows
 
@@ -101,31 +101,31 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, count: int = 50, noise
 def _maps(
     samples: Sequence[Sample], spec: InputSpec, map_of: Callable[[Tensor], Tensor], name: str
 ) -> tuple[list[Floats], float]:
-    """A map (H, W) of each picture, and the seconds that one took."""
+    """The map (H, W) of each picture, and the mean time per picture in seconds."""
     import torch
 
     maps: list[Floats] = []
-    spent = 0.0
+    total_s = 0.0
     with progress(name) as step:
         for index, sample in enumerate(samples):
             x = input_from_frames(conform(sample.read(), spec)[None], spec)
             started = time.perf_counter()
             with torch.inference_mode():
                 maps.append(map_of(x)[0, 0].numpy())
-            spent += time.perf_counter() - started
+            total_s += time.perf_counter() - started
             step(index + 1, len(samples), "")
-    return maps, spent / len(samples)
+    return maps, total_s / len(samples)
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="An mkd bundle.")],
     data: Annotated[str, typer.Argument(help="Labelled pictures with masks, laid out as MVTec AD.")],
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each picture.")] = 50,
-    noise: Annotated[float, typer.Option(min=0, help="Standard deviation, as a share of the picture's range.")] = 0.01,
-    pictures: Annotated[int | None, typer.Option(min=2, help="How many test pictures; all where not given.")] = None,
+    noise: Annotated[float, typer.Option(min=0, help="Standard deviation, as a fraction of the input's range.")] = 0.01,
+    pictures: Annotated[int | None, typer.Option(min=2, help="Number of test pictures to draw (default: all).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
-    """Print a Markdown table, one row a kind of map."""
+    """Print a Markdown table with one row per kind of map."""
     if threads is not None:
         require_torch()
         import torch

@@ -1,1 +1,1 @@
-"""Pictures and data sets: reading files, layouts on disk, labelled sets, and pictures drawn by the computer."""
+"""Pictures and data sets: reading files, layouts on disk, labelled sets, and synthetic defects."""

@@ -1,8 +1,8 @@
-"""What a detector is trained, calibrated and tested on: pictures on disk, or one class of a known set.
+"""Data sets to train, calibrate and test a detector on: pictures on disk, or one class of a labelled set.
 
-`load_dataset` turns the DATA argument of the commands into a `Dataset`; which layouts of files it knows is described in
-docs/data.md and read by `adedge.data.layouts`. Every picture is decoded once while loading, so that an unreadable one
-is named before hours of training.
+`load_dataset` turns the DATA argument of the commands into a `Dataset`. docs/data.md describes the supported layouts,
+which `adedge.data.layouts` reads. Every picture is decoded once while loading, so that an unreadable one is reported
+before hours of training.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Dataset", "Sample", "load_dataset"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Pictures in three parts that share none: to train on, held-out good ones, and the test set.
+    """Pictures in three disjoint parts: a training set, held-out good pictures for calibration, and a test set.
 
-    ``train`` and ``calibration`` are good (label 0); ``test`` is mixed, and empty where nothing is labelled.
-    ``skipped`` has a sentence for every picture that cannot be read. ``sizes`` counts the pictures by (height, width).
-    ``digest`` is the sha256 (hex) over the sorted digests of all samples: equal data, equal digest.
+    ``train`` and ``calibration`` are good (label 0); ``test`` is mixed, and empty if nothing is labelled. ``skipped``
+    has a sentence for every picture left out. ``sizes`` counts the pictures by (height, width). ``digest`` is the
+    SHA-256 (hex) over the sorted digests of all samples: the same data has the same digest.
     """
 
     name: str
@@ -54,46 +54,46 @@ def load_dataset(
 ) -> Dataset:
     """Load ``data``: a folder in one of `adedge.data.layouts`, a CSV manifest, or one class of a set, as "mnist:3".
 
-    ``holdout`` is the fraction of the good training pictures that is set aside for calibration, drawn by ``seed``,
-    unless the data names its own. An unreadable picture is skipped and named in ``Dataset.skipped``, or refused with
-    ``strict``. The files of the one-class sets are looked for under ``root`` (default: $ADEDGE_DATA, else
-    ~/.cache/adedge) and fetched only with ``download``.
+    ``holdout`` is the fraction of the good training pictures to set aside for calibration, drawn with ``seed``; it is
+    ignored if the data has calibration pictures of its own. An unreadable picture is skipped and listed in
+    ``Dataset.skipped``; with ``strict`` it raises. The files of the one-class sets are read from ``root`` (default:
+    $ADEDGE_DATA, else ~/.cache/adedge) and downloaded only with ``download``.
 
     >>> dataset = load_dataset("photos")
     >>> len(dataset.train), len(dataset.calibration), len(dataset.test)
     (32, 8, 8)
 
-    Raises `DataError` where there are no pictures, the layout is broken, a mask does not fit its picture, or a set is
+    Raises `DataError` if there are no pictures, the layout is broken, a mask does not fit its picture, or a set is
     unknown, incomplete or cannot be downloaded.
     """
     if not 0 <= holdout < 1:
         raise DataError(f"the holdout is a fraction of the good pictures, at least 0 and below 1, not {holdout}")
-    scheme, colon, chosen = data.partition(":")
+    scheme, colon, class_number = data.partition(":")
     if colon and "/" not in scheme and not Path(data).exists():
-        found = _one_class(scheme, chosen, root or default_root(), download)
+        samples = _one_class(scheme, class_number, root or default_root(), download)
     else:
-        found = found_in(Path(data))
-    return _dataset(data, found, strict=strict, holdout=holdout, seed=seed)
+        samples = found_in(Path(data))
+    return _dataset(data, samples, strict=strict, holdout=holdout, seed=seed)
 
 
-def _dataset(name: str, found: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:
-    """Leave out what cannot be read, and split off calibration pictures where the layout has none."""
-    samples = [*found.good, *(found.calibration or ()), *found.test]
+def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:
+    """Leave out unreadable samples, and hold out calibration pictures if the layout has none."""
+    everything = [*samples.good, *(samples.calibration or ()), *samples.test]
     with ThreadPoolExecutor() as pool:
-        inspected = dict(zip(samples, pool.map(_inspect, samples), strict=True))
-    problems = {sample: result for sample, result in inspected.items() if isinstance(result, DataError)}
+        results = dict(zip(everything, pool.map(_inspect, everything), strict=True))
+    problems = {sample: result for sample, result in results.items() if isinstance(result, DataError)}
     for error in problems.values():
         if strict:
             raise error
-    good = [sample for sample in found.good if sample not in problems]
+    good = [sample for sample in samples.good if sample not in problems]
     if not good:
         first = next(iter(problems.values()))
-        raise DataError(f"none of the {len(found.good)} good picture(s) of {name} can be read; the first: {first}")
-    if found.calibration is None:
+        raise DataError(f"none of the {len(samples.good)} good picture(s) of {name} can be read; the first: {first}")
+    if samples.calibration is None:
         train, calibration = _split(good, holdout, seed)
     else:
-        train, calibration = good, [sample for sample in found.calibration if sample not in problems]
-    test = [sample for sample in found.test if sample not in problems]
+        train, calibration = good, [sample for sample in samples.calibration if sample not in problems]
+    test = [sample for sample in samples.test if sample not in problems]
     digests = sorted(sample.digest for sample in (*train, *calibration, *test))
     return Dataset(
         name=name,
@@ -102,14 +102,14 @@ def _dataset(name: str, found: Found, *, strict: bool, holdout: float, seed: int
         test=tuple(test),
         skipped=tuple(str(error) for error in problems.values()),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-        sizes=Counter(result for result in inspected.values() if not isinstance(result, DataError)),
+        sizes=Counter(result for result in results.values() if not isinstance(result, DataError)),
     )
 
 
 def _inspect(sample: Sample) -> tuple[int, int] | DataError:
-    """Decode a sample and its mask once: its (height, width), or why it has to be left out.
+    """Decode a sample and its mask once: its (height, width), or the error that excludes it.
 
-    Raises `DataError` where the mask has another size than the picture: that is no damaged file but a wrong data set.
+    Raises `DataError` if the mask and the picture differ in size: then the data set is wrong, not just a file damaged.
     """
     try:
         height, width = sample.read().shape[:2]
@@ -123,27 +123,29 @@ def _inspect(sample: Sample) -> tuple[int, int] | DataError:
         )
     if mask is not None and not mask.any():
         return DataError(f"the mask {sample.mask_path} marks no pixel: defective pixels must not be 0 in 8 bits")
-    sample.digest  # noqa: B018 - computed here, in the pool, and kept
+    sample.digest  # noqa: B018 - a cached property, computed in the pool
     return height, width
 
 
 def _split(good: Sequence[Sample], holdout: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Set ``holdout`` of the good samples aside, at least one of two; the same ones for the same seed and count."""
+    """Hold out a fraction ``holdout`` of the good samples, at least one if there are two; seeded."""
     count = min(max(round(holdout * len(good)), 1), len(good) - 1) if holdout > 0 else 0
     held_out = set(np.random.default_rng(seed).choice(len(good), count, replace=False).tolist())
     train = [sample for index, sample in enumerate(good) if index not in held_out]
     return train, [good[index] for index in sorted(held_out)]
 
 
-def _one_class(name: str, chosen: str, root: Path, download: bool) -> Found:
-    """One class of a labelled set is good and learned; in the test set all other classes are anomalous."""
-    known = ", ".join(f"{known}:0 to {known}:{CLASSES - 1}" for known in SETS)
+def _one_class(name: str, class_number: str, root: Path, download: bool) -> Found:
+    """Samples of a labelled set: training pictures of one class as good; in the test set all others are anomalous."""
     if name not in SETS:
-        raise DataError(f"'{name}:{chosen}' is neither a folder nor a known set: give a folder of pictures, or {known}")
-    if not chosen.isdecimal() or int(chosen) >= CLASSES:
-        raise DataError(f"{name} has no class '{chosen}': give one of {name}:0 to {name}:{CLASSES - 1}")
+        choices = ", ".join(f"{choice}:0 to {choice}:{CLASSES - 1}" for choice in SETS)
+        raise DataError(
+            f"'{name}:{class_number}' is neither a folder nor a known set: give a folder of pictures, or {choices}"
+        )
+    if not class_number.isdecimal() or int(class_number) >= CLASSES:
+        raise DataError(f"{name} has no class '{class_number}': give one of {name}:0 to {name}:{CLASSES - 1}")
     train, test = read_set(name, root, download=download)
-    good = int(chosen)
+    good = int(class_number)
 
     def sample(image: NDArray[np.uint8], label: int) -> Sample:
         return Sample(path=None, label=int(label != good), kind=GOOD if label == good else str(label), array=image)

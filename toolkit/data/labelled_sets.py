@@ -1,8 +1,8 @@
 """The labelled picture sets of the papers, read from their published files: MNIST, Fashion-MNIST, CIFAR-10.
 
-Formats: idx (http://yann.lecun.com/exdb/mnist/, also gzipped) and CIFAR-10's binary version
-(https://www.cs.toronto.edu/~kriz/cifar.html). CIFAR-10's Python version is a pickle, which can run code when it is
-opened, and is refused.
+Formats: idx (http://yann.lecun.com/exdb/mnist/), plain or gzipped, and CIFAR-10's binary version
+(https://www.cs.toronto.edu/~kriz/cifar.html). CIFAR-10's Python version is refused: it is a pickle, which can run code
+when it is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adedge.errors import DataError
 
 CLASSES = 10
 
-# Where below the root the files of a set may lie: our own name first, then what torchvision calls it, then the root.
+# Folders below the root that may hold a set's files: our own first, then torchvision's, then the root itself.
 _FOLDERS = {
     "mnist": ("mnist", "MNIST/raw", "."),
     "fashion-mnist": ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw", "."),
@@ -34,7 +34,7 @@ _FOLDERS = {
 }
 SETS = tuple(_FOLDERS)
 
-_IDX_IMAGES, _IDX_LABELS = 0x0803, 0x0801  # unsigned bytes of 3 dimensions and of 1
+_IDX_IMAGES, _IDX_LABELS = 0x0803, 0x0801  # magic numbers: unsigned bytes in 3 dimensions and in 1
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_TRAIN = tuple(f"data_batch_{part}.bin" for part in range(1, 6))
@@ -44,7 +44,7 @@ _CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a set is published: ``files`` below ``url``, with the MD5 (hex) that is published of each."""
+    """Where a set is published: ``files`` below ``url``, with the published MD5 (hex) of each."""
 
     url: str
     files: Mapping[str, str]
@@ -74,7 +74,7 @@ SOURCES = {
     ),
 }
 _TIMEOUT_S = 60.0
-_LARGEST_BYTES = 200_000_000  # more than any of them
+_LARGEST_BYTES = 200_000_000  # limit of a download, larger than any published file
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Labelled:
 
 
 def default_root() -> Path:
-    """Where sets are looked for: $ADEDGE_DATA, else ~/.cache/adedge."""
+    """The default folder of labelled sets: $ADEDGE_DATA, else ~/.cache/adedge."""
     return Path(os.environ.get("ADEDGE_DATA") or Path.home() / ".cache" / "adedge")
 
 
 def read_set(name: str, root: Path, *, download: bool = False) -> tuple[Labelled, Labelled]:
-    """The training part and the test part of a set of `SETS`, in the published order.
+    """The training and test parts of a set in `SETS`, in the published order.
 
-    Raises `DataError` where files are missing (and ``download`` is not set, or fails), truncated or of another format.
+    Raises `DataError` if files are truncated, in another format, or missing and cannot be downloaded or must not be.
     """
     read = _read_cifar10 if name == "cifar10" else _read_idx_set
     try:
@@ -111,7 +111,7 @@ def read_set(name: str, root: Path, *, download: bool = False) -> tuple[Labelled
 
 
 class _FilesNotFoundError(Exception):
-    """No folder holds the files of a set; says which were looked for, and where."""
+    """No folder holds the files of a set; the message names the files and the folders."""
 
 
 def _folder_with(name: str, root: Path, choices: Sequence[Sequence[str]]) -> tuple[Path, Sequence[str]]:
@@ -121,9 +121,9 @@ def _folder_with(name: str, root: Path, choices: Sequence[Sequence[str]]) -> tup
         for files in choices:
             if all((folder / file).is_file() for file in files):
                 return folder, files
-    wanted = " or ".join(", ".join(files) for files in choices)
+    names = " or ".join(", ".join(files) for files in choices)
     raise _FilesNotFoundError(
-        f"the files of {name} ({wanted}) are not in {' or '.join(str(folder) for folder in folders)}"
+        f"the files of {name} ({names}) are not in {' or '.join(str(folder) for folder in folders)}"
     )
 
 
@@ -140,13 +140,14 @@ def _labelled_from_idx(images_path: Path, labels_path: Path) -> Labelled:
         raise DataError(
             f"{images_path} has {len(images)} pictures and {labels_path} {len(labels)} labels: copy both again"
         )
-    return Labelled(images[..., None], _checked_labels(labels, labels_path))
+    return Labelled(images[..., None], _check_labels(labels, labels_path))
 
 
 def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes, gzipped or not: big-endian ``magic`` (last byte: dimensions), shape, values.
+    """Read an idx file of unsigned bytes, plain or gzipped.
 
-    Raises `DataError` where the file is damaged, truncated, longer than its header says, or has another magic number.
+    It holds big-endian ``magic``, whose last byte counts the dimensions, then the shape, then the values.
+    Raises `DataError` if the file is damaged, truncated, longer than its header says, or has another magic number.
     """
     dimensions = magic & 0xFF
     try:
@@ -160,8 +161,10 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): copy or download it again") from error
     if len(values) != size:
-        many = "more" if len(values) > size else f"{len(values)}"
-        raise DataError(f"{path} should hold {size} bytes after its header and holds {many}: copy or download it again")
+        actual = "more" if len(values) > size else f"{len(values)}"
+        raise DataError(
+            f"{path} should hold {size} bytes after its header and holds {actual}: copy or download it again"
+        )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
@@ -174,18 +177,18 @@ def _read_cifar10(name: str, root: Path) -> tuple[Labelled, Labelled]:
             for folder in (root, root / "cifar10"):
                 if (folder / python_version).exists():
                     raise DataError(
-                        f"{folder / python_version} is CIFAR-10's Python version, a pickle, which can run code when it "
-                        "is opened and is never read: get the binary version, "
+                        f"{folder / python_version} is CIFAR-10's Python version, a pickle, which could run code when "
+                        "it is loaded: get the binary version, "
                         f"{SOURCES[name].url}{_CIFAR_ARCHIVE}, or add --download"
                     ) from None
         raise missing
     if len(files) > 1:
-        read = {file: _bytes_of(folder / file) for file in batches}
+        contents = {file: _bytes_of(folder / file) for file in batches}
     else:
-        read = _archive_members(folder / _CIFAR_ARCHIVE, batches)
+        contents = _archive_members(folder / _CIFAR_ARCHIVE, batches)
     return (
-        _labelled_from_cifar([(file, read[file]) for file in _CIFAR_TRAIN], folder),
-        _labelled_from_cifar([(file, read[file]) for file in _CIFAR_TEST], folder),
+        _labelled_from_cifar([(file, contents[file]) for file in _CIFAR_TRAIN], folder),
+        _labelled_from_cifar([(file, contents[file]) for file in _CIFAR_TEST], folder),
     )
 
 
@@ -197,24 +200,24 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _archive_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The named files of a tar archive, read in memory: nothing is unpacked to disk."""
-    found = {}
+    """Contents of the named files of a tar archive; nothing is unpacked to disk."""
+    contents = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
                 stream = tar.extractfile(member) if name in names and member.isfile() else None
                 if stream is not None:
-                    found[name] = stream.read()
+                    contents[name] = stream.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{archive} cannot be read ({error}): copy or download it again") from error
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in contents]:
         raise DataError(f"{archive} has no {', '.join(missing)}: copy or download it again")
-    return found
+    return contents
 
 
 def _labelled_from_cifar(batches: Sequence[tuple[str, bytes]], folder: Path) -> Labelled:
-    """CIFAR-10 batches: records of a label and 32 x 32 pixels, channel by channel in RGB order -> BGR pictures."""
+    """CIFAR-10 batches -> BGR pictures. A record is a label and 32 x 32 pixels, channel by channel in RGB order."""
     for name, data in batches:
         if not data or len(data) % _CIFAR_RECORD_BYTES:
             raise DataError(
@@ -223,17 +226,18 @@ def _labelled_from_cifar(batches: Sequence[tuple[str, bytes]], folder: Path) -> 
             )
     records = np.frombuffer(b"".join(data for _, data in batches), np.uint8).reshape(-1, _CIFAR_RECORD_BYTES)
     rgb = records[:, 1:].reshape(-1, 3, 32, 32)
-    return Labelled(np.ascontiguousarray(rgb[:, ::-1].transpose(0, 2, 3, 1)), _checked_labels(records[:, 0], folder))
+    return Labelled(np.ascontiguousarray(rgb[:, ::-1].transpose(0, 2, 3, 1)), _check_labels(records[:, 0], folder))
 
 
-def _checked_labels(labels: NDArray[np.uint8], where: Path) -> NDArray[np.uint8]:
+def _check_labels(labels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    """Return the labels, or raise `DataError` if one is not a class."""
     if labels.size and labels.max() >= CLASSES:
-        raise DataError(f"{where} has the label {labels.max()}, above {CLASSES - 1}: copy or download it again")
+        raise DataError(f"{path} has the label {labels.max()}, above {CLASSES - 1}: copy or download it again")
     return labels
 
 
 def _download(name: str, root: Path) -> None:
-    """Fetch the files of a set into the folder of its name, each only if it is what was published."""
+    """Download the files of a set into the folder of its name; a file with another MD5 is not stored."""
     source, folder = SOURCES[name], root / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

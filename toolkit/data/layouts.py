@@ -1,12 +1,13 @@
-"""How data sets lie on disk, and which pictures of them are good, held out, and tested. See docs/data.md.
+"""Layouts of data sets on disk: which pictures are for training, calibration and testing. See docs/data.md.
 
-    folders    train/good, test/<kind>, ground_truth/<kind>: MVTec AD, and with other names and masks VisA as converted
-               by its authors' script, BTAD and MVTec LOCO AD
+    folders    train/good, test/<kind>, ground_truth/<kind>: MVTec AD, and with other names and masks BTAD, MVTec LOCO
+               AD, and VisA as converted by its authors' script
     VisA       <class>/Data/Images, described by split_csv/1cls.csv beside the class
     manifest   a CSV file with a row for each picture
     pictures   a folder of good pictures and nothing else
 
-A layout that is broken is refused with what to move where: a misplaced folder would train on defects.
+A broken layout is refused, and the message says what to move where: a misplaced folder would put defects into the
+training set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from adedge.data.pictures import PICTURE_SUFFIXES, list_pictures
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
 
-# What folders are called: MVTec AD's name first, then BTAD's ("ok") and MVTec LOCO AD's ("validation").
+# Folder names: MVTec AD's first, then BTAD's ("ok") and MVTec LOCO AD's ("validation").
 _GOOD_FOLDERS = (GOOD, "ok")
 _CALIBRATION_FOLDERS = ("calibration", "validation")
 
@@ -33,7 +34,7 @@ _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Samples as a layout gives them; ``calibration`` is None where it names none, so that some are to be held out."""
+    """The samples of a layout; ``calibration`` is None if it has none, so that some must be held out."""
 
     good: list[Sample] = field(default_factory=list)
     calibration: list[Sample] | None = None
@@ -41,7 +42,7 @@ class Found:
 
 
 def found_in(data: Path) -> Found:
-    """The samples of a CSV manifest or of a folder in one of the layouts. Raises `DataError` where it is broken."""
+    """The samples of a CSV manifest, or of a folder in one of the layouts. Raises `DataError` if it is broken."""
     if data.suffix.lower() == ".csv":
         return _manifest(data)
     if (data / "train").is_dir():
@@ -54,7 +55,7 @@ def found_in(data: Path) -> Found:
 
 
 def classes_in(folder: Path) -> list[Path]:
-    """The sub-folders that are data sets themselves, sorted: the classes of MVTec AD, for example."""
+    """The sub-folders that are data sets themselves, such as the classes of MVTec AD, sorted."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -63,10 +64,10 @@ def classes_in(folder: Path) -> list[Path]:
 
 
 def _refuse_broken_layout(folder: Path) -> None:
-    """Say what is wrong with a folder that has no train/ and still is no folder of good pictures."""
+    """Raise `DataError` for a folder without train/ that is not a folder of good pictures either."""
     names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if found := names & {"test", "ground_truth", *_CALIBRATION_FOLDERS}:
-        raise DataError(f"{folder} has {sorted(found)[0]}/ but no train/: put the good pictures into train/good")
+    if misplaced := names & {"test", "ground_truth", *_CALIBRATION_FOLDERS}:
+        raise DataError(f"{folder} has {min(misplaced)}/ but no train/: put the good pictures into train/good")
     if good := names.intersection(_GOOD_FOLDERS):
         name = min(good)
         if len(names) > 1:
@@ -75,15 +76,15 @@ def _refuse_broken_layout(folder: Path) -> None:
                 f"{folder} has {name}/ beside {other}/, and training takes good pictures only: give {folder / name}, "
                 f"or make it train/good and test/{other}"
             )
-    if several := [path.name for path in classes_in(folder)]:
+    if classes := [path.name for path in classes_in(folder)]:
+        listing = ", ".join(classes[:3]) + (" and more" if len(classes) > 3 else "")
         raise DataError(
-            f"{folder} holds {len(several)} data set(s), {', '.join(several[:3])} and so on: "
-            f"give one of them, as {folder / several[0]}"
+            f"{folder} holds {len(classes)} data set(s), {listing}: give one of them, such as {folder / classes[0]}"
         )
 
 
 def _folders(folder: Path) -> Found:
-    """train/good, test/<kind> and ground_truth/<kind> (Bergmann et al., CVPR 2019), with optional held-out pictures."""
+    """train/good, test/<kind> and ground_truth/<kind> (Bergmann et al., CVPR 2019), optionally calibration/good."""
     held_out = [folder / name for name in _CALIBRATION_FOLDERS if (folder / name).is_dir()]
     if len(held_out) > 1:
         raise DataError(f"{folder} has calibration/ and validation/, which mean the same: merge them into calibration/")
@@ -96,7 +97,7 @@ def _folders(folder: Path) -> Found:
     masks = folder / "ground_truth"
     if unknown := [kind for kind in _kinds(masks) if kind not in kinds]:
         raise DataError(
-            f"{masks / unknown[0]} has no pictures to go with it: {folder / 'test' / unknown[0]} does not exist"
+            f"{masks / unknown[0]} has masks but no pictures: {folder / 'test' / unknown[0]} does not exist"
         )
     return Found(
         good=good,
@@ -106,7 +107,7 @@ def _folders(folder: Path) -> Found:
 
 
 def _only_good(part: Path) -> list[Sample]:
-    """The samples of train/ or calibration/, which hold good pictures in one folder and no others."""
+    """The samples of train/ or calibration/, each of which holds one folder of good pictures and no other."""
     kinds = _kinds(part)
     good = [kind for kind in kinds if kind in _GOOD_FOLDERS]
     if not good:
@@ -120,19 +121,19 @@ def _only_good(part: Path) -> list[Sample]:
 
 
 def _kinds(folder: Path) -> list[str]:
-    """The names of a folder's sub-folders, sorted. Raises `DataError` where pictures lie beside them."""
+    """The names of a folder's sub-folders, sorted. Raises `DataError` if pictures lie beside them."""
     if not folder.is_dir():
         return []
     loose = [path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES]
     if loose:
         raise DataError(
-            f"{min(loose)} lies outside of a kind's folder: move it to {folder / GOOD}, or a defect's folder"
+            f"{min(loose)} lies outside of a kind's folder: move it to {folder / GOOD}, or to the folder of its defect"
         )
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _of_kind(folder: Path, masks: Path | None) -> list[Sample]:
-    """The samples of one kind, named as its folder; ``masks`` holds a mask for each, or does not exist at all."""
+    """The samples of the kind named by the folder; ``masks`` holds a mask for each, or does not exist."""
     if folder.name in _GOOD_FOLDERS:
         return [Sample(path=path, label=0, kind=GOOD) for path in list_pictures(folder)]
     samples = []
@@ -143,23 +144,24 @@ def _of_kind(folder: Path, masks: Path | None) -> list[Sample]:
 
 
 def _mask_of(path: Path, beside: Path) -> Path:
-    """The mask of a picture, whose own name in the masks' folder would be ``beside``.
+    """The mask of a picture; ``beside`` is the picture's own path moved to the masks' folder.
 
-    Raises `DataError` where there is none.
+    MVTec AD adds "_mask" to the picture's name, VisA and BTAD keep it, MVTec LOCO AD has a folder of that name. Raises
+    `DataError` if there is none.
     """
-    expected = beside.with_name(f"{beside.stem}_mask.png")  # MVTec AD; VisA and BTAD: the picture's name; LOCO: folders
-    named_alike = [beside.with_suffix(suffix) for suffix in (".png", *sorted(PICTURE_SUFFIXES))]
-    for candidate in (expected, *named_alike):
+    expected = beside.with_name(f"{beside.stem}_mask.png")
+    same_name = [beside.with_suffix(suffix) for suffix in (".png", *sorted(PICTURE_SUFFIXES))]
+    for candidate in (expected, *same_name):
         if candidate.is_file():
             return candidate
     if beside.with_suffix("").is_dir():
         return beside.with_suffix("")
-    raise DataError(f"{path} has no mask: {expected} is missing, while {beside.parent} exists")
+    raise DataError(f"{path} has no mask: {expected} is missing, although {beside.parent} exists")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A line of a table of pictures: paths are relative to the table's root, empty where not given."""
+    """A row of a table of pictures. Paths are relative to the table's root; "" if not given."""
 
     line: int
     path: str
@@ -170,16 +172,16 @@ class _Row:
 
 
 def _manifest(path: Path) -> Found:
-    """A CSV file with the columns path, split and label, and optionally mask and kind; paths are relative to it."""
+    """A CSV file with the columns path, split and label, optionally mask and kind; paths are relative to its folder."""
     rows = [
         _Row(line=line, **{name: cells.get(name, "") for name in (*_REQUIRED, *_OPTIONAL)})
         for line, cells in _lines(path, _REQUIRED, _OPTIONAL)
     ]
-    return _found_from_rows(path, path.parent, rows)
+    return _samples_from_rows(path, path.parent, rows)
 
 
 def _visa(folder: Path) -> Found:
-    """A class of VisA as published (Zou et al., ECCV 2022): the split is that of split_csv/1cls.csv beside it."""
+    """A class of VisA as published (Zou et al., ECCV 2022), split as split_csv/1cls.csv beside it says."""
     table = folder.parent / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DataError(
@@ -199,23 +201,23 @@ def _visa(folder: Path) -> Found:
         if cells["object"] == folder.name
     ]
     if not rows:
-        raise DataError(f"{table} has no row whose object is {folder.name}: keep VisA's own names of folders")
-    return _found_from_rows(table, folder.parent, rows)
+        raise DataError(f"{table} has no row whose object is {folder.name}: keep VisA's own folder names")
+    return _samples_from_rows(table, folder.parent, rows)
 
 
 def _lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and cells by column of a CSV file. Raises `DataError` for columns that are missing or unknown."""
+    """Line numbers and cells by column of a CSV file. Raises `DataError` for missing or unknown columns."""
     try:
-        # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
+        # utf-8-sig: spreadsheets write a byte-order mark before the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
-            known = ", ".join(required) + (f", and optionally {', '.join(optional)}" if optional else "")
+            allowed = ", ".join(required) + (f", and optionally {', '.join(optional)}" if optional else "")
             if missing := [name for name in required if name not in columns]:
-                raise DataError(f"{path} has no column '{missing[0]}': its first line must name {known}")
+                raise DataError(f"{path} has no column '{missing[0]}': its first line must name {allowed}")
             if unknown := [name for name in columns if name not in (*required, *optional)]:
-                raise DataError(f"{path} has a column '{unknown[0]}' that is not known: known are {known}")
+                raise DataError(f"{path} has a column '{unknown[0]}' that is not known: use {allowed}")
             for cells in reader:
                 if None in cells or None in cells.values():
                     raise DataError(f"{path}, line {reader.line_num}: give one value for each of {', '.join(columns)}")
@@ -224,32 +226,33 @@ def _lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> 
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _found_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
+def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     lines: dict[Path, int] = {}
     for row in rows:
-        where = f"{table}, line {row.line}"
+        place = f"{table}, line {row.line}"
         if row.split not in parts:
-            raise DataError(f"{where}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
+            raise DataError(f"{place}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
         label = _LABELS.get(row.label.lower())
         if label is None:
-            raise DataError(f"{where}: label '{row.label}' is not known: give good or anomalous")
+            raise DataError(f"{place}: label '{row.label}' is not known: give good or anomalous")
         if label and row.split != "test":
-            raise DataError(f"{where}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
-        path = _existing(root, row.path, f"{where}: the picture")
+            raise DataError(f"{place}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
+        path = _resolve(root, row.path, f"{place}: the picture")
         if path in lines:
-            raise DataError(f"{where}: {row.path} is already in line {lines[path]}: remove one of the two")
+            raise DataError(f"{place}: {row.path} is already in line {lines[path]}: remove one of the two")
         lines[path] = row.line
-        mask = _existing(root, row.mask, f"{where}: the mask") if row.mask and label else None
+        mask = _resolve(root, row.mask, f"{place}: the mask") if row.mask and label else None
         kind = (row.kind or "anomaly") if label else GOOD
         parts[row.split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
     if not parts["train"]:
-        raise DataError(f"{table} has no row whose split is train: good pictures to train on are needed")
+        raise DataError(f"{table} has no row whose split is train: training requires good pictures")
     return Found(good=parts["train"], calibration=parts["calibration"] or None, test=parts["test"])
 
 
-def _existing(root: Path, written: str, what: str) -> Path:
-    path = root / written
+def _resolve(root: Path, text: str, what: str) -> Path:
+    """The path ``text`` below ``root``. Raises `DataError` if it is not a file."""
+    path = root / text
     if not path.is_file():
-        raise DataError(f"{what} '{written}' does not exist: paths are relative to {root}")
+        raise DataError(f"{what} '{text}' does not exist: paths are relative to {root}")
     return path

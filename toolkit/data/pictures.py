@@ -1,14 +1,13 @@
-"""Reading pictures from disk, and bringing them to the size and colours that a network expects.
+"""Reading pictures from disk, and converting them to the size and colours that a network expects.
 
-Training and the runtime read pictures with the same function, so that a picture cannot look different to the two:
+Training and the runtime read pictures with the same function, so that both get the same pixels:
 
-- 8-bit grey, colour, palette and CMYK files are taken as they are; palette and CMYK become BGR.
-- 16-bit files are divided by 257, which maps 65535 to 255. The full 16-bit range is assumed: a camera that writes 12
-  bits into the low end of a 16-bit file gives almost black pictures; stretch them before.
-- Transparency is composited over black, so that what a viewer does not show cannot matter.
-- EXIF orientation is ignored: pixels are taken as stored, since frames of a live camera have no such tag either.
-- Of a file with several pages the first one is read. GIFs are films: `adedge run` plays them, training does not take
-  them.
+- 8-bit grey, colour, palette and CMYK files are supported; palette and CMYK become BGR.
+- 16-bit values are divided by 257, which maps 65535 to 255. This assumes the full 16-bit range: files with 12-bit
+  values in the low bits become almost black; stretch them first.
+- Transparent pixels are composited over black, so that colours that no viewer shows have no effect.
+- EXIF orientation is ignored, because frames of a live camera have no such tag either.
+- Only the first page of a multi-page file is read. GIFs are videos: `adedge run` plays them, training refuses them.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ PICTURE_SUFFIXES: frozenset[str] = frozenset(
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read one picture file: (H, W, 3) in BGR order, or (H, W, 1) where the file is grey.
+    """Read one picture file: uint8, (H, W, 3) in BGR order, or (H, W, 1) if the file is grey.
 
-    Raises `DataError` naming the file where it is missing, empty, truncated, no picture, a GIF, or has values other
+    Raises `DataError` naming the file if it is missing, empty, truncated, not a picture, a GIF, or has values other
     than 8- or 16-bit integers.
     """
     try:
@@ -42,11 +41,11 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
-    """As `read_picture`, from the bytes of a file; ``name`` is what errors call it."""
+    """As `read_picture`, from the bytes of a file; errors refer to it by ``name``."""
     if not data:
         raise DataError(f"{name} is empty (0 bytes): copy it again, or remove it")
     if data.startswith((b"GIF87a", b"GIF89a")):
-        raise DataError(f"{name} is a GIF, which is read as a film only: convert it to PNG, or remove it")
+        raise DataError(f"{name} is a GIF, which is supported as a video only: convert it to PNG, or remove it")
     if _is_truncated(data):
         raise DataError(f"{name} is truncated (its end is missing): copy it again, or remove it")
     try:
@@ -54,14 +53,14 @@ def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
     except cv2.error as error:
         raise DataError(f"{name} cannot be decoded: {error.err or error}") from error
     if decoded is None:
-        raise DataError(f"{name} cannot be decoded: it is damaged, or no picture; copy it again, or remove it")
+        raise DataError(f"{name} cannot be decoded: it is damaged or not a picture; copy it again, or remove it")
     return _frame_from_stored(decoded, name)
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """All picture files of a folder and its sub-folders, sorted; hidden files and folders are left out.
+    """All picture files of a folder and its sub-folders, sorted; hidden files and folders are skipped.
 
-    Raises `DataError` where the folder is missing, no folder, or holds no picture.
+    Raises `DataError` if the folder is missing, not a folder, or holds no picture.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -70,18 +69,19 @@ def list_pictures(folder: Path) -> list[Path]:
     pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
         what = f"none of its {len(files)} file(s) is a picture" if files else "it is empty"
-        raise DataError(f"{folder} holds no pictures ({what}): known are {', '.join(sorted(PICTURE_SUFFIXES))}")
+        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+        raise DataError(f"{folder} holds no pictures ({what}): supported suffixes are {suffixes}")
     return pictures
 
 
 def conform(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     """A frame as the network's input in uint8: (H, W), (H, W, 1) or (H, W, 3) BGR -> (height, width, channels).
 
-    Resized bilinearly (half-pixel centres, no antialiasing, rounded to whole grey levels), then brought to
-    ``spec.color`` order; with ``resize="tile"`` the frame keeps its size. Grey is repeated into three channels; colour
+    Resized bilinearly (half-pixel centres, no antialiasing, rounded to whole grey levels), then converted to
+    ``spec.color``; with ``resize="tile"`` the frame keeps its size. Grey is repeated into three channels; colour
     becomes grey by Rec. 601 luma. The result may share memory with ``frame``.
 
-    Raises `DataError` where the frame has another shape or dtype.
+    Raises `DataError` if the frame has another shape or dtype.
     """
     check_frame(frame)
     pixels: NDArray[Any] = frame
@@ -107,8 +107,8 @@ def network_input(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.floa
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
     """Raise `DataError` unless a frame is uint8, not empty, and (H, W), (H, W, 1) or (H, W, 3)."""
-    shaped = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))
-    if frame.dtype != np.uint8 or not shaped or frame.size == 0:
+    valid_shape = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))
+    if frame.dtype != np.uint8 or not valid_shape or frame.size == 0:
         raise DataError(
             f"a frame of shape {frame.shape} and dtype {frame.dtype} cannot be used: "
             "give uint8 of shape (H, W), (H, W, 1) or (H, W, 3) in BGR order"
@@ -120,10 +120,10 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether the end marker of a JPEG or PNG is missing: decoders fill such pictures up with grey and say nothing.
+    """Whether the end marker of a JPEG or PNG is missing: decoders silently fill the missing part with grey.
 
-    A JPEG's EXIF header may hold a whole small JPEG, so an end marker counts only after the last start of scan;
-    inside a scan neither marker can occur, since every 0xFF of the coded data is followed by 0x00 or a restart.
+    A JPEG's EXIF header may hold a complete thumbnail JPEG, so an end marker counts only after the last start of scan;
+    inside a scan neither marker can occur, because every 0xFF of the coded data is followed by 0x00 or a restart.
     """
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
@@ -133,9 +133,9 @@ def _is_truncated(data: bytes) -> bool:
 
 
 def _frame_from_stored(stored: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Bring what OpenCV decoded, any depth and 1 to 4 channels, to (H, W, 1) or (H, W, 3) uint8."""
+    """Convert what OpenCV decoded, 1 to 4 channels of 8 or 16 bits, to (H, W, 1) or (H, W, 3) uint8."""
     if stored.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{name} holds {stored.dtype} values: store it with 8 or 16 bits a channel")
+        raise DataError(f"{name} holds {stored.dtype} values: store it with 8 or 16 bits per channel")
     pixels = stored[:, :, None] if stored.ndim == 2 else stored
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / np.float32(257)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""One picture and what is known about it: what data sets are made of."""
+"""Samples: the pictures of a data set with their labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GOOD = "good"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """One picture and what is known about it.
+    """One picture with its label and mask.
 
     ``label`` is 0 for good, 1 for anomalous, -1 for unknown; ``kind`` is "good" or the name of the defect. Exactly one
-    of ``path`` (a picture file) and ``array`` (uint8, (H, W, C), C = 1 grey or 3 BGR) is given; ``mask_path`` is the
-    picture of the defect's pixels, or a folder of pictures that show one defect each, where there is one.
+    of ``path`` (a picture file) and ``array`` (uint8, (H, W, C), C = 1 grey or 3 BGR) is given. ``mask_path`` is a
+    picture that marks the defective pixels, a folder of such pictures with one defect each, or None.
     """
 
     path: Path | None
@@ -36,16 +36,16 @@ class Sample:
             raise DataError("a sample has either a path or an array")
 
     def read(self) -> NDArray[np.uint8]:
-        """The picture: uint8, (H, W, 3) in BGR order or (H, W, 1). Raises `DataError` where it cannot be read."""
+        """The picture: uint8, (H, W, 3) in BGR order or (H, W, 1). Raises `DataError` if it cannot be read."""
         if self.array is not None:
             return self.array
         assert self.path is not None
         return read_picture(self.path)
 
     def read_mask(self) -> NDArray[np.bool_] | None:
-        """Which pixels are defective: bool, (H, W); None where no mask is known, as for every good picture.
+        """The mask of defective pixels: bool, (H, W); None without a mask, as for every good picture.
 
-        Raises `DataError` where a mask cannot be read, or the masks of one picture differ in size.
+        Raises `DataError` if a mask cannot be read, or if the masks of one picture differ in size.
         """
         if self.mask_path is None:
             return None
@@ -53,13 +53,13 @@ class Sample:
         masks = [np.any(read_picture(path), axis=2) for path in paths]
         for path, mask in zip(paths, masks, strict=True):
             if mask.shape != masks[0].shape:
-                raise DataError(f"the masks {paths[0]} and {path} differ in size: those of one picture must not")
+                raise DataError(f"the masks {paths[0]} and {path} differ in size: masks of one picture must not")
         union: NDArray[np.bool_] = np.any(masks, axis=0)
         return union
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 hex digits of the sha256 of the file, or of the array's bytes."""
+        """The first 16 hex digits of the SHA-256 of the file, or of the array's bytes."""
         if self.array is not None:
             return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
         assert self.path is not None

@@ -1,10 +1,10 @@
-"""Defects with exact masks, and the demo's pictures: photographs of brick, grass and gravel that scikit-image ships.
+"""Synthetic defects with exact masks, and the demo's pictures: scikit-image's photographs of brick, grass and gravel.
 
-A photograph is divided into regions that never overlap: the left half for training; in the right half one strip for
-testing, and the strips above and below it for calibration. The strip at the top serves for nothing: a wall seen at a
-slant changes from top to bottom, and calibration must see what is inspected. With the far end of the wall among the
-calibration pictures, the threshold would stand so high that many a defect passes. Mirror images are mixed in
-everywhere: the left half of a wall that leans to the right, mirrored, looks like its right half.
+A photograph is divided into regions that do not overlap: the left half for training; in the right half, one strip for
+testing and the strips above and below it for calibration. The strip at the top is not used: a wall seen at a slant
+changes from top to bottom, and calibration pictures must resemble the inspected ones. With the far end of the wall
+among them, the threshold would be so high that many defects would pass. Half the pictures of every region are mirrored:
+the mirrored left half of a wall that leans to the right looks like its right half.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Mask = NDArray[np.bool_]
 
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
 DEFECT_KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
-SIZE = 112  # side of a picture in pixels: a multiple of 16 that fits a strip with room to move
+SIZE = 112  # side of a picture in pixels: a multiple of 16, smaller than a strip so that crops can vary
 STRIP = 128  # height of a strip of the right half, in pixels
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What `adedge demo` learns, and how: chosen on seed 0, measured on others by `studies.demo_accuracy`."""
+    """Options of the training in `adedge demo`: chosen on seed 0, measured on others by `studies.demo_accuracy`."""
 
     texture: Texture
     train_options: tuple[str, ...]
@@ -56,7 +56,7 @@ DEMO = DemoSettings(
 
 @dataclass(frozen=True)
 class Regions:
-    """The parts of one photograph, each a tuple of pictures (H, W) uint8; no pixel is in two of them."""
+    """The disjoint parts of one photograph, each a tuple of pictures (H, W) uint8."""
 
     train: tuple[Picture, ...]
     calibration: tuple[Picture, ...]
@@ -64,7 +64,7 @@ class Regions:
 
 
 def photograph(texture: str) -> Picture:
-    """A photograph (512, 512) uint8, grey. Raises `UsageError` for a texture that there is not."""
+    """A photograph (512, 512) uint8, grey. Raises `UsageError` for an unknown texture, `MissingDependency`."""
     if texture not in TEXTURES:
         raise UsageError(f"unknown texture '{texture}': choose from {', '.join(TEXTURES)}")
     try:
@@ -83,13 +83,13 @@ def regions(picture: Picture) -> Regions:
 
 def crops(parts: tuple[Picture, ...], count: int, rng: np.random.Generator, size: int = SIZE) -> list[Picture]:
     """``count`` random crops (size, size) of the parts, every other one mirrored."""
-    cut = []
+    pictures = []
     for index in range(count):
         part = parts[rng.integers(len(parts))]
         top, left = (int(rng.integers(extent - size + 1)) for extent in part.shape)
         crop = part[top : top + size, left : left + size]
-        cut.append(np.ascontiguousarray(crop[:, ::-1] if index % 2 else crop))
-    return cut
+        pictures.append(np.ascontiguousarray(crop[:, ::-1] if index % 2 else crop))
+    return pictures
 
 
 # --- defects -------------------------------------------------------------------------------------------------------
@@ -98,19 +98,19 @@ def crops(parts: tuple[Picture, ...], count: int, rng: np.random.Generator, size
 def add_defect(
     picture: Picture, kind: DefectKind, rng: np.random.Generator, texture: str | None = None
 ) -> tuple[Picture, Mask]:
-    """A copy of ``picture`` (H, W) uint8 with one defect of a kind, and the mask of the pixels that it changed.
+    """A copy of ``picture`` (H, W) uint8 with one defect of a kind, and the bool mask (H, W) of the changed pixels.
 
     scratch   a thin bent line, brighter or darker than what it crosses
     stain     an irregular spot that darkens what is below it
     missing   a chipped-off piece: a dark hollow, lit from one side
-    foreign   a piece of a photograph other than ``texture``, brought to the same brightness and contrast
+    foreign   a piece of a photograph other than ``texture``, matched in brightness and contrast
 
-    No defect is darker or brighter than the picture that it is on, or its minimum would give it away. Spots are 14 to
-    26% of the picture's side across. A draw that changes fewer than 8 pixels is drawn again. Raises
-    `DataError` for pictures under 32 pixels a side, in which such defects are too small to be seen.
+    Defects stay within the picture's range of grey levels, so that a threshold on brightness cannot find them. Spots
+    are 14 to 26% of the picture's side across. A defect of fewer than 8 pixels is drawn again. Raises `DataError` for
+    pictures with a side below 32 pixels, where such defects would be too small to see.
     """
     if picture.ndim != 2 or min(picture.shape) < 32:
-        raise DataError(f"defects need a grey picture (H, W) of at least 32 x 32 pixels, not {picture.shape}")
+        raise DataError(f"defects require a grey picture (H, W) of at least 32 x 32 pixels, not {picture.shape}")
     base = picture.astype(np.float32)
     while True:
         if kind == "scratch":
@@ -142,7 +142,7 @@ def _scratch(base: Float, rng: np.random.Generator) -> Float:
     line = np.zeros(base.shape, np.float32)
     fixed_point = np.rint(np.array(points) * 16).astype(np.int32)  # 4 fractional bits
     cv2.polylines(line, [fixed_point], False, 1.0, int(rng.integers(1, 3)), cv2.LINE_8, 4)
-    line = _blurred(line, 0.7)
+    line = _blur(line, 0.7)
     return _float(base + line * rng.choice((-1, 1)) * rng.uniform(50, 90))
 
 
@@ -153,7 +153,7 @@ def _stain(base: Float, rng: np.random.Generator) -> Float:
 
 def _hollow(base: Float, rng: np.random.Generator) -> Float:
     spot = _spot(base.shape, rng, edge=1.5)
-    depth = _blurred(spot, 3.0)
+    depth = _blur(spot, 3.0)
     light = rng.uniform(0, 2 * np.pi)
     slope = cv2.Sobel(depth, cv2.CV_32F, 1, 0) * np.cos(light) + cv2.Sobel(depth, cv2.CV_32F, 0, 1) * np.sin(light)
     bottom = np.percentile(base, rng.uniform(3, 20))
@@ -188,11 +188,11 @@ def _spot(shape: tuple[int, ...], rng: np.random.Generator, edge: float) -> Floa
 
 def _noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Float:
     """Gaussian noise smoothed over ``sigma`` pixels, with standard deviation 1."""
-    noise = _blurred(rng.standard_normal(shape, np.float32), sigma)
+    noise = _blur(rng.standard_normal(shape, np.float32), sigma)
     return _float(noise / noise.std())
 
 
-def _blurred(values: Float, sigma: float) -> Float:
+def _blur(values: Float, sigma: float) -> Float:
     return cast(Float, cv2.GaussianBlur(values, (0, 0), sigma))
 
 
@@ -208,8 +208,9 @@ def write_demo_dataset(
 ) -> None:
     """Write a folder laid out as MVTec AD, with ``test`` good and ``test`` defective pictures.
 
-    Pictures of a region overlap one another, so they are not independent: the bound on false alarms that calibration
-    states holds for pictures drawn as these were, not for other photographs. An unfinished folder is written again.
+    Does nothing if the folder is complete already; an unfinished one is written again. Pictures of a region overlap, so
+    they are not independent: the bound on false alarms that calibration states holds for pictures drawn in the same
+    way, not for other photographs.
     """
     if (folder / "test").is_dir():
         return
@@ -224,9 +225,9 @@ def write_demo_dataset(
     ):
         _write(staging / name / "good", crops(source, count, rng))
     for kind in DEFECT_KINDS:
-        made = [add_defect(crop, kind, rng, texture) for crop in crops(parts.test, test // len(DEFECT_KINDS), rng)]
-        _write(staging / "test" / kind, [picture for picture, _ in made])
-        _write(staging / "ground_truth" / kind, [mask.astype(np.uint8) * 255 for _, mask in made], suffix="_mask")
+        defective = [add_defect(crop, kind, rng, texture) for crop in crops(parts.test, test // len(DEFECT_KINDS), rng)]
+        _write(staging / "test" / kind, [picture for picture, _ in defective])
+        _write(staging / "ground_truth" / kind, [mask.astype(np.uint8) * 255 for _, mask in defective], suffix="_mask")
     staging.rename(folder)
 
 
@@ -241,24 +242,23 @@ def _write(folder: Path, pictures: list[Picture], suffix: str = "") -> None:
 def moving_frames(
     texture: str, *, seed: int = 0, frames: int = 240, size: int = SIZE, speed: int = 2
 ) -> Iterator[tuple[Picture, Mask]]:
-    """Frames (size, size) uint8 of a belt passing a camera at ``speed`` pixels a frame, with the mask of its defects.
+    """Frames (size, size) uint8 of a belt that moves ``speed`` pixels per frame, with the masks of its defects.
 
-    The belt is the test region's strip again and again, in pairs: once with a defect stuck on it, once without. Every
-    other pair is mirrored.
+    The belt repeats the test region's strip in pairs: once with a defect, once without. Every other pair is mirrored.
     """
     rng = np.random.default_rng(seed)
     (strip,) = regions(photograph(texture)).test
-    given, turn = 0, 0
-    while given < frames:
+    count, turn = 0, 0
+    while count < frames:
         belt = np.ascontiguousarray(strip[:, ::-1] if turn // 2 % 2 else strip)
         mask = np.zeros(belt.shape, bool)
         if turn % 2 == 0:
             belt, mask = add_defect(belt, DEFECT_KINDS[turn // 2 % len(DEFECT_KINDS)], rng, texture)
         top = int(rng.integers(belt.shape[0] - size + 1))
         for left in range(0, belt.shape[1] - size + 1, speed):
-            if given == frames:
+            if count == frames:
                 return
             window = np.s_[top : top + size, left : left + size]
             yield np.ascontiguousarray(belt[window]), np.ascontiguousarray(mask[window])
-            given += 1
+            count += 1
         turn += 1

@@ -1,13 +1,13 @@
 """Detection methods, and the only room with torch: each method is one file or folder and one line of the registry.
 
-protocol.py      what a method is: options that give a plan, networks, losses, and a module to deploy
-registry.py      their names, here and in other packages
-detectors.py     what a trained one says of frames: the reference that every engine is compared with
-training.py      one loop that trains them all
-backbones.py     networks trained on ImageNet that some of them begin with
+protocol.py      the protocol of a method: options that determine a plan, networks, losses and a module to deploy
+registry.py      the names of methods, in this package and in others
+detectors.py     trained detectors in PyTorch: the reference that every engine is compared with
+training.py      the training loop of all methods
+backbones.py     pretrained networks that some methods build on
 onnx_export.py   the ONNX file of a network
 
-Importing this package loads no torch. docs/methods.md says how to add a method.
+Importing this package does not import torch. docs/methods.md explains how to add a method.
 """
 
 from __future__ import annotations

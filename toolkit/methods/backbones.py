@@ -1,4 +1,4 @@
-"""Networks trained on ImageNet, cut off where detectors read them: ResNet-18, Wide-ResNet-50-2 and VGG-16.
+"""Networks trained on ImageNet as feature extractors: ResNet-18, Wide-ResNet-50-2 and VGG-16.
 
 Architectures and default weights are torchvision's. A backbone expects RGB in [0, 1], standardised by `MEAN` and `STD`.
 """
@@ -22,8 +22,8 @@ Backbone = Literal["resnet18", "wide-resnet50-2", "vgg16"]
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-TORCHVISION = "torchvision"  # its published ImageNet weights, downloaded once into torch's cache
-NONE = "none"  # random features
+TORCHVISION = "torchvision"  # torchvision's published ImageNet weights, downloaded once into torch's cache
+NONE = "none"  # random weights
 
 _WEIGHTS = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
@@ -33,9 +33,9 @@ _WEIGHTS = {
 
 
 def input_spec(size: int, fit: Literal["resize", "crop"] = "resize") -> InputSpec:
-    """Square pictures of ``size`` pixels a side as these networks expect them.
+    """The input spec of these networks for square inputs with a side of ``size`` pixels.
 
-    ``fit`` "resize" stretches a picture to it, "crop" keeps its resolution and looks at tiles that overlap by half.
+    ``fit`` "resize" stretches a picture to that size; "crop" keeps its resolution and uses tiles that overlap by half.
     """
     tiling = Tiling(tile=size, stride=size // 2) if fit == "crop" else None
     return InputSpec(
@@ -53,7 +53,7 @@ def input_spec(size: int, fit: Literal["resize", "crop"] = "resize") -> InputSpe
 class ResNetFeatures(nn.Module):
     """ResNet-18 or Wide-ResNet-50-2 up to layer3: (N, 3, H, W) -> outputs of layer1, layer2, layer3.
 
-    Their sides are those of the input divided by 4, 8 and 16; ``channels`` are their channels.
+    The outputs have 1/4, 1/8 and 1/16 of the input's side; ``channels`` are their numbers of channels.
     """
 
     def __init__(self, name: Literal["resnet18", "wide-resnet50-2"]) -> None:
@@ -74,18 +74,18 @@ class ResNetFeatures(nn.Module):
 class VggFeatures(nn.Module):
     """VGG-16's convolutions: (N, 3, H, W) -> outputs of the last four of its five max-poolings.
 
-    Their sides are those of the input divided by 4, 8, 16 and 32; ``channels`` are their channels.
+    The outputs have 1/4, 1/8, 1/16 and 1/32 of the input's side; ``channels`` are their numbers of channels.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Without memory first: the classifier that is cut off here has seven times the weights of the convolutions.
+        # On the meta device, to allocate nothing for the unused classifier, seven times as large as the convolutions.
         with torch.device("meta"):
             features = _torchvision_model("vgg16").features
         assert isinstance(features, nn.Sequential)
         self.features = features.to_empty(device="cpu")
         for layer in self.features:
-            if isinstance(layer, nn.Conv2d):  # filled as torchvision fills them
+            if isinstance(layer, nn.Conv2d):  # initialised as in torchvision
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
@@ -102,7 +102,7 @@ class VggFeatures(nn.Module):
 
 
 class PooledResNet18(nn.Module):
-    """ResNet-18's pooled output, one vector a picture: (N, 3, H, W) -> (N, 512), or (N, 256) without layer4."""
+    """ResNet-18's pooled output, one vector per picture: (N, 3, H, W) -> (N, 512), or (N, 256) without layer4."""
 
     def __init__(self, *, layer4: bool = True) -> None:
         super().__init__()
@@ -120,16 +120,16 @@ class PooledResNet18(nn.Module):
 
 
 def pooled_resnet18(weights: str) -> PooledResNet18:
-    """`PooledResNet18` filled with ``weights`` as `fill` takes them, frozen; "none" is the same random network always.
+    """A frozen `PooledResNet18` with ``weights`` as in `fill`; "none" always gives the same random network.
 
-    A file that ends with layer3 gives a network that does. Raises what `fill` raises.
+    The network has no layer4 if the file has none. Raises what `fill` raises.
     """
-    ends_early = weights not in (TORCHVISION, NONE) and not any(
+    ends_at_layer3 = weights not in (TORCHVISION, NONE) and not any(
         key.startswith("layer4.") for key in _state_dict("resnet18", weights)[0]
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = PooledResNet18(layer4=not ends_early)
+        network = PooledResNet18(layer4=not ends_at_layer3)
     fill(network, "resnet18", weights)
     return network.eval().requires_grad_(False)
 
@@ -140,40 +140,42 @@ def untrained(name: Backbone) -> ResNetFeatures | VggFeatures:
 
 
 def fill(network: nn.Module, name: Backbone, weights: str) -> None:
-    """Load ``weights`` ("torchvision", "none" or a file) into a backbone, in place; "none" leaves it as it is.
+    """Load ``weights`` ("torchvision", "none" or a file) into a backbone, in place; "none" does not change it.
 
-    Raises `DataError` where the weights cannot be had, do not fit or are not finite.
+    Raises `DataError` if the weights cannot be read or downloaded, do not fit or are not finite.
     """
     if weights == NONE:
         return
-    found, where = _state_dict(name, weights)
+    tensors, source = _state_dict(name, weights)
     expected = {key: value.shape for key, value in network.state_dict().items()}
     counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = sorted(expected.keys() - found.keys() - counters)
+    missing = sorted(expected.keys() - tensors.keys() - counters)
     if missing:
         raise DataError(
-            f"{where} does not fit {name}: {_some(missing)} missing; give a state dict of torchvision's {name}"
+            f"{source} does not fit {name}: {_some(missing)} missing; give a state dict of torchvision's {name}"
         )
     with torch.device("meta"):
-        known = _torchvision_model(name).state_dict().keys()
-    unexpected = sorted(found.keys() - known)
+        all_keys = _torchvision_model(name).state_dict().keys()
+    unexpected = sorted(tensors.keys() - all_keys)
     if unexpected:
         raise DataError(
-            f"{where} does not fit {name}: {_some(unexpected)} unknown; give a state dict of torchvision's {name}"
+            f"{source} does not fit {name}: {_some(unexpected)} unknown; give a state dict of torchvision's {name}"
         )
-    for key in sorted(expected.keys() & found.keys()):
-        if found[key].shape != expected[key]:
-            shapes = f"{tuple(found[key].shape)}, not {tuple(expected[key])}"
-            raise DataError(f"{where} does not fit {name}: '{key}' has shape {shapes}")
-        if not torch.isfinite(found[key]).all():
-            raise DataError(f"{where} holds a value that is not finite in '{key}'")
-    network.load_state_dict({key: found[key] for key in expected.keys() & found.keys()}, strict=False)
+    for key in sorted(expected.keys() & tensors.keys()):
+        if tensors[key].shape != expected[key]:
+            shapes = f"{tuple(tensors[key].shape)}, not {tuple(expected[key])}"
+            raise DataError(
+                f"{source} does not fit {name}: '{key}' has shape {shapes}; give a state dict of torchvision's {name}"
+            )
+        if not torch.isfinite(tensors[key]).all():
+            raise DataError(f"{source} holds a value that is not finite in '{key}': give other weights")
+    network.load_state_dict({key: tensors[key] for key in expected.keys() & tensors.keys()}, strict=False)
 
 
 def digest(name: Backbone, weights: str) -> str:
-    """Sha256 (hex) of a backbone filled with ``weights``, over names and values; "" for "none".
+    """SHA-256 (hex) over the names and values of a backbone's ``weights``; "" for "none".
 
-    It is what a bundle records: the same weights have the same digest, whatever file they came in.
+    Bundles record it: the same weights have the same digest, whatever file they came from.
     """
     if weights == NONE:
         return ""
@@ -183,7 +185,7 @@ def digest(name: Backbone, weights: str) -> str:
 
 
 def digest_of(network: nn.Module) -> str:
-    """Sha256 (hex) over the names and values of a network's weights."""
+    """SHA-256 (hex) over the names and values of a network's weights."""
     total = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
@@ -202,7 +204,7 @@ def _torchvision_model(name: str) -> nn.Module:
 
 
 def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str]:
-    """A state dict, and what to call it in messages."""
+    """The state dict that ``weights`` names, and its name in messages."""
     if weights == TORCHVISION:
         import torchvision
 
@@ -219,23 +221,25 @@ def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str
     if not path.is_file():
         raise DataError(f"{path} is not there: --weights takes torchvision, none, or a .pth or .safetensors file")
     try:
-        found = (
+        tensors = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # what torch raises for a file of another kind has no common class
+    except Exception as error:  # what torch raises for other files has no common base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path} cannot be read as weights ({reason}): give a state dict as .pth or .safetensors"
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise DataError(f"{path} is not a state dict (names with tensors): save the network's state_dict() alone")
-    return found, str(path)
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise DataError(
+            f"{path} is not a state dict (a mapping of names to tensors): save only the network's state_dict()"
+        )
+    return tensors, str(path)
 
 
 def _some(keys: list[str]) -> str:
-    """The first of several names, and how many more: "'conv1.weight' and 3 others are"."""
+    """The first name and the number of others, with a verb: "'conv1.weight' and 3 others are"."""
     if len(keys) == 1:
         return f"'{keys[0]}' is"
     return f"'{keys[0]}' and {len(keys) - 1} other{'s' if len(keys) > 2 else ''} are"

@@ -1,8 +1,8 @@
-"""Checkpoints of a training: two files in a directory beside the bundle, each replaced as a whole, no pickle.
+"""Checkpoints of a training: two files in a directory beside the bundle, each replaced atomically, no pickle.
 
 bottle.adedge.checkpoint/
-  options.json         what this training is: method, options, seed, digest of the pictures
-  state.safetensors    networks and optimiser; its header's metadata says how far the training is
+  options.json         identity of the training: method, options, seed, digest of the pictures
+  state.safetensors    networks and optimiser; the header's metadata holds the position
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LossRecord(Record):
 
 
 class Position(Record):
-    """How far a training is: ``iteration`` iterations of stage number ``stage`` are done. ``loss`` is smoothed."""
+    """The position of a training: ``iteration`` iterations of stage number ``stage`` are done. ``loss`` is smoothed."""
 
     stage: int = Field(default=0, ge=0)
     iteration: int = Field(default=0, ge=0)
@@ -44,15 +44,15 @@ class Position(Record):
 
 
 class Checkpoint:
-    """The checkpoint directory of one training, which ``options`` identify."""
+    """The checkpoint directory of the training that ``options`` identify."""
 
     def __init__(self, directory: Path, options: Mapping[str, Any]) -> None:
         self.directory = directory
-        # What JSON gives back is compared with what JSON gives back.
+        # As read back from options.json, so that the two can be compared: JSON turns tuples into lists.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
 
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the saved state. Raises `BundleError` where the disk does not take it; the old state remains."""
+        """Replace the saved state. Raises `BundleError` if it cannot be written; the old state remains."""
         from safetensors.torch import save
 
         data = save(
@@ -68,13 +68,13 @@ class Checkpoint:
             write_whole(self.directory / STATE, data)
         except OSError as error:
             raise BundleError(
-                f"the checkpoint {self.directory} cannot be written ({error}): free some space"
+                f"the checkpoint {self.directory} cannot be written ({error}): free disk space, or check permissions"
             ) from error
 
     def load(self) -> tuple[Position, dict[str, Tensor]] | None:
-        """The saved state, or None where there is none.
+        """The saved state, or None if there is none.
 
-        Raises `UsageError` naming the first option that differs from this training's, `BundleError` for a damaged file.
+        Raises `UsageError` naming the first option that differs from this training's, `BundleError` for damaged files.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -97,6 +97,6 @@ class Checkpoint:
             before, now = saved.get(name), self.options.get(name)
             if before != now:
                 raise UsageError(
-                    f"{self.directory} is the checkpoint of another training ({name} {before} there, {now} here): "
-                    "repeat that command to resume it, or add --restart to discard it"
+                    f"{self.directory} is the checkpoint of another training ({name} was {before}, not {now}): "
+                    "repeat that training's command to resume it, or add --restart to discard it"
                 )

@@ -1,4 +1,4 @@
-"""Trained detectors in PyTorch: a bundle's networks with its weights, and what they say of frames, the reference."""
+"""Trained detectors in PyTorch, loaded from a bundle: their maps and scores are the reference for every engine."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def input_from_frames(frames: NDArray[np.uint8], spec: InputSpec) -> torch.Tenso
 def load_detector(bundle: Bundle) -> nn.Module:
     """The trained detector of a bundle, in eval mode on the CPU: x (N, C, H, W) float32 -> tuple of output tensors.
 
-    Raises `BundleError` where the weights were changed since they were written, do not fit the networks that
-    bundle.json names, or hold a number that is not finite.
+    Raises `BundleError` if the weights were changed since they were written, do not fit the networks that bundle.json
+    names, or hold a value that is not finite.
     """
     method = method_named(bundle.manifest.method)
     networks = method.networks(bundle.manifest.variant, bundle.manifest.network)
@@ -57,7 +57,7 @@ def detector_function(bundle: Bundle) -> Callable[[NDArray[np.float32]], list[ND
 
 
 def read_weights(path: Path, networks: nn.ModuleDict) -> None:
-    """Fill ``networks`` from a safetensors file; raises `BundleError` unless every tensor fits and is finite."""
+    """Load a safetensors file into ``networks``. Raises `BundleError` unless every tensor fits and is finite."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -67,9 +67,9 @@ def read_weights(path: Path, networks: nn.ModuleDict) -> None:
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}): train again") from error
     expected = networks.state_dict()
-    unexpected = sorted(expected.keys() ^ weights.keys())
-    if unexpected:
-        raise BundleError(f"{path} does not fit its networks: '{unexpected[0]}' is only in one of the two; train again")
+    mismatches = sorted(expected.keys() ^ weights.keys())
+    if mismatches:
+        raise BundleError(f"{path} does not fit its networks: '{mismatches[0]}' is only in one of the two; train again")
     for name, value in weights.items():
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
@@ -82,9 +82,9 @@ def read_weights(path: Path, networks: nn.ModuleDict) -> None:
 def predict(
     module: nn.Module, manifest: Manifest, frames: NDArray[np.uint8], batch_size: int = 8
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Maps (N, H, W) and raw scores (N,), float32, of conformed frames (N, H, W, C) uint8: the reference.
+    """Reference maps (N, H, W) and raw scores (N,), float32, of conformed frames (N, H, W, C) uint8.
 
-    The networks run in PyTorch in float32, where ``module`` is; the rest is `adedge.scoring`.
+    The networks run in PyTorch in float32 on the device of ``module``; `adedge.scoring` computes maps and scores.
     """
     import torch
 
@@ -96,9 +96,11 @@ def predict(
         for start in range(0, len(frames), batch_size):
             x = input_from_frames(frames[start : start + batch_size], manifest.input).to(device)
             outputs = module(x.contiguous(memory_format=torch.channels_last))
-            found = maps_and_scores(manifest.score, [output.float().cpu().numpy() for output in outputs])
-            maps.append(found[0])
-            scores.append(found[1])
+            batch_maps, batch_scores = maps_and_scores(
+                manifest.score, [output.float().cpu().numpy() for output in outputs]
+            )
+            maps.append(batch_maps)
+            scores.append(batch_scores)
     if not maps:
         return np.empty((0, manifest.input.height, manifest.input.width), np.float32), np.empty(0, np.float32)
     return np.concatenate(maps), np.concatenate(scores)

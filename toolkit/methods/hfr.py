@@ -1,8 +1,8 @@
 """HFR, "A Hierarchically Feature Reconstructed Autoencoder for Unsupervised Anomaly Detection" (Chen et al. 2024).
 
-A frozen network trained on ImageNet describes a picture on three levels; a decoder learns to rebuild all three from the
-deepest. Trained on good pictures only, it fails where a picture is not good: the anomaly map is the sum of the three
-levels' residuals, one forward pass in all.
+A frozen network trained on ImageNet extracts features on three levels; a decoder learns to reconstruct all three from
+the deepest. Trained on good pictures only, it reconstructs anomalies badly: the anomaly map is the sum of the three
+levels' residuals, from one forward pass.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ITERATIONS = {"quick": 400, "paper": 10_000}
 
 
 class Level(nn.Module):
-    """Rebuilds one level of features: convolutions 1x1, 3x3, 1x1, then a 1x1 without activation (equation 3).
+    """Reconstructs one level of features: convolutions 1x1, 3x3, 1x1, then a 1x1 without activation (equation 3).
 
-    (N, inputs, h, w) -> (N, outputs, h, w). All blocks having ``outputs`` channels is a choice.
+    (N, inputs, h, w) -> (N, outputs, h, w). The paper does not give the width of the blocks; ours is ``outputs``.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -58,7 +58,7 @@ def _block(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 
 
 class Decoder(nn.Module):
-    """The deepest features (N, c3, h, w) -> features of all levels, shallow to deep, as the encoder gives them."""
+    """The deepest features (N, c3, h, w) -> features of all levels, shallow to deep, shaped as the encoder's."""
 
     def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList([Level(third, third), Level(third, second), Level(second, first)])
 
     def forward(self, deepest: Tensor) -> tuple[Tensor, ...]:
-        """Rebuild from the deepest level to the shallowest; each level starts from the one before, upsampled x2."""
+        """Reconstruct the levels from deep to shallow; each starts from the previous one, upsampled x2."""
         features = [self.levels[0](deepest)]
         for level in self.levels[1:]:
             features.append(level(F.interpolate(features[-1], scale_factor=2.0, mode="nearest")))
@@ -76,8 +76,8 @@ class Decoder(nn.Module):
 def residuals(encoded: Tensor, decoded: Tensor) -> Tensor:
     """phi of one level (equations 5 and 6): features (N, C, h, w) twice -> (N, 1, h, w), each value in [0, 2].
 
-    Half the squared distance of the two descriptors of length 1 is 1 minus their cosine, computed as the distance:
-    where the two agree the subtraction from 1 would leave nothing in FP16.
+    Half the squared distance of two unit vectors equals 1 minus their cosine. It is computed as the distance, because
+    for similar vectors the subtraction from 1 would cancel out in FP16.
     """
     return 0.5 * (_unit(encoded) - _unit(decoded)).square().sum(dim=1, keepdim=True)
 
@@ -91,8 +91,8 @@ def _unit(features: Tensor) -> Tensor:
 class Detector(nn.Module):
     """x (N, 3, H, W) -> anomaly map (N, 1, H, W): the levels' residuals resized bilinearly and summed (equation 10).
 
-    H and W are multiples of 16. Equation 9 divides each level by its size too, which would let the deepest outweigh the
-    shallowest 16 times; like the paper's equation 7 this keeps the levels equal.
+    H and W are multiples of 16. Equation 9 also divides each level by its size, which would weight the deepest level 16
+    times as much as the shallowest; as in the paper's equation 7, levels have equal weights here.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -101,7 +101,7 @@ class Detector(nn.Module):
         self.decoder = decoder
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """The map before its Gaussian filter, which is the score spec's."""
+        """The map without its Gaussian filter, which belongs to the score spec."""
         encoded = self.encoder(x)
         decoded = self.decoder(encoded[-1])
         size = x.shape[-2:]
@@ -116,11 +116,11 @@ class Detector(nn.Module):
 
 
 class Hfr(Record):
-    """A training of HFR, its options chosen.
+    """Options of an HFR training.
 
-    ``encoder`` is frozen and filled with ``weights``: "torchvision", "none" or a file; ``weights_digest`` is theirs.
-    ``size`` is the side of the square input in pixels, a multiple of 16. ``iterations`` None means the budget's: the
-    paper gives none, 10 000 of batch 16 are a choice.
+    ``encoder`` is frozen and loaded with ``weights``: "torchvision", "none" or a file; ``weights_digest`` is their
+    digest. ``size`` is the side of the square input in pixels, a multiple of 16. ``iterations`` None means the
+    budget's: the paper gives no number, and 10 000 with batch size 16 are our choice.
     """
 
     name: ClassVar[str] = "hfr"
@@ -137,10 +137,10 @@ class Hfr(Record):
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> Hfr:
-        """Options that fit ``dataset``: those given, and 64 pixels for one-class sets (small pictures in one file).
+        """The method with ``options``; for one-class sets (small pictures in one file) ``size`` defaults to 64.
 
-        Raises `UsageError` naming the first option that cannot be, `DataError` for weights that cannot be had or no
-        pictures.
+        Raises `UsageError` naming the first invalid option, `DataError` if weights cannot be read or downloaded, or if
+        there are no pictures.
         """
         fitting = {"size": 64} if first_sample(dataset).path is None else {}
         method = configured(cls, options, fitting)
@@ -172,7 +172,7 @@ class Hfr(Record):
         )
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[Tensor]) -> None:
-        """Fill the encoder."""
+        """Load the encoder's weights."""
         backbones.fill(networks["encoder"], self.encoder, self.weights)
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
@@ -196,5 +196,5 @@ class Hfr(Record):
 
     @staticmethod
     def deploy(networks: nn.ModuleDict) -> nn.Module:
-        """Both networks as one module; see `Detector`."""
+        """Both networks in one module; see `Detector`."""
         return Detector(**networks)

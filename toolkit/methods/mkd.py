@@ -1,11 +1,11 @@
 """MKD, "Multiresolution Knowledge Distillation for Anomaly Detection" (Salehi et al., CVPR 2021).
 
-A small network (the cloner) learns on good pictures to give what VGG-16 (the source) gives after four of its
-poolings. Shown what it never saw, it gives something else: the loss is the picture's score, and the gradient of the
-loss with respect to the picture, through the cloner, shows where.
+A small network (the cloner) learns on good pictures to reproduce VGG-16's (the source's) outputs after four of its
+poolings. On anomalies the two differ: the loss is the picture's score, and the gradient of the loss with respect to the
+picture, through the cloner, is the anomaly map.
 
-An engine cannot differentiate, so the deployed network holds the cloner twice: forwards, and backwards as convolutions
-with the same weights mirrored, between masks that say which values the activations and the poolings let through.
+An inference engine cannot differentiate, so the deployed network holds the cloner twice: the forward pass, and the
+backward pass as convolutions with mirrored weights and masks of the values that activations and poolings let through.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Features = Sequence[Tensor]
 
 # Filters of the cloner's 3 x 3 convolutions; a 2 x 2 pooling ends each block (Figure 2).
 BLOCKS = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))
-STRIDE = 2 ** len(BLOCKS)  # sides of the input are multiples of it, so that no pooling leaves a pixel out
+STRIDE = 2 ** len(BLOCKS)  # divides the input's sides, so that no pooling drops a row or column
 # Number of input pixels for each value of a critical layer: 4 ** (number of poolings) / channels.
 PIXELS_PER_VALUE = tuple(4**number / block[-1] for number, block in enumerate(BLOCKS, start=1))[1:]
-# Below a thousandth of its usual size a layer's output counts as this size: an output of zeros has no direction.
+# Lower bound of an output's mean square, relative to its usual one: an output of zeros has no direction.
 LEAST_MEAN_SQUARE = 1e-6
-BALANCE_BATCHES = 4  # the ratio of two losses on the first pictures is that on all, nearly
+BALANCE_BATCHES = 4  # enough to estimate the ratio of two losses
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -45,8 +45,8 @@ BALANCE_BATCHES = 4  # the ratio of two losses on the first pictures is that on 
 class Layer(nn.Module):
     """3 x 3 convolution without bias, batch normalisation unless a pooling follows, ReLU.
 
-    The normalisation has a learnt scale and no learnt shift, which would be a bias again: with biases the cloner can
-    learn to give the same output whatever it sees (section 3.2).
+    The normalisation has a learnt scale but no learnt shift, which would act as a bias: with biases the cloner can
+    learn a constant output (section 3.2).
     """
 
     def __init__(self, inputs: int, outputs: int, *, normalised: bool) -> None:
@@ -64,7 +64,7 @@ class Layer(nn.Module):
         return torch.relu(y if self.normalisation is None else self.normalisation(y))
 
     def folded(self) -> nn.Conv2d:
-        """One convolution, with a bias where there is a normalisation, that does the same in eval mode before ReLU."""
+        """One convolution equal to the layer before ReLU in eval mode; it has a bias if the layer is normalised."""
         weight = self.convolution.weight.detach()
         norm = self.normalisation
         if norm is None:
@@ -76,7 +76,7 @@ class Layer(nn.Module):
 
 
 class Cloner(nn.Module):
-    """The small network: (N, 3, H, W) -> outputs of the last four of its five poolings, as those of the source."""
+    """The small network: (N, 3, H, W) -> outputs of the last four of its five poolings, shaped as the source's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class Cloner(nn.Module):
 class Discrepancy(nn.Module):
     """The loss of each picture (equation 4): how far the cloner's outputs are from the source's.
 
-    ``units`` (4,) are the usual sizes (root mean squares) of the source's outputs and ``balance`` is lambda. Outputs
-    are measured in units, which cancel out of the result: squares of raw ones leave FP16's range. So would sums over a
-    hundred thousand values; means are taken over pixels first, then over channels.
+    ``units`` (4,) are the usual sizes (root mean squares) of the source's outputs, and ``balance`` is lambda. To stay
+    within FP16's range, outputs are divided by their units before they are squared (the result is scaled back), and
+    means are taken over pixels first, then over channels: a sum over a hundred thousand values would overflow.
     """
 
     units: Tensor
@@ -132,23 +132,23 @@ class Discrepancy(nn.Module):
     def gradients(self, source: Features, cloner: Features) -> tuple[Tensor, ...]:
         """Derivative of each picture's loss by the cloner's outputs, times the number of pixels of the input.
 
-        That factor makes it the same for a large picture as for a small one, of the order of 1 instead of 1e-5, which
-        FP16 would lose. It is autograd's for outputs above `LEAST_MEAN_SQUARE`; below it the two differ.
+        That factor makes it independent of the picture's size, and of the order of 1 instead of 1e-5, which FP16 would
+        lose. It equals autograd's derivative for outputs above `LEAST_MEAN_SQUARE`, but not below.
         """
-        found = []
+        gradients = []
         for density, unit, s, c in zip(PIXELS_PER_VALUE, self.units, source, cloner, strict=True):
             difference, turn, size = _compare(s / unit, c / unit)
             # cos = 1 - L_dir, and its derivative by c is (s / |s| - cos c / |c|) / |c|.
             sideways = turn - 0.5 * _mean(turn * turn) * (c / unit / size)
-            found.append(density * (2 * unit * difference + self.balance / (unit * size) * sideways))
-        return tuple(found)
+            gradients.append(density * (2 * unit * difference + self.balance / (unit * size) * sideways))
+        return tuple(gradients)
 
 
 def _compare(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of two outputs (N, C, h, w): c - s, the same after each was divided by its size, and the size of c (N, 1, 1, 1).
+    """For two outputs (N, C, h, w): c - s, c / size of c - s / size of s, and the size of c (N, 1, 1, 1).
 
-    The size is the root mean square. Half the mean square of the second is 1 - cos(s, c), without the subtraction of
-    two numbers close to 1 that loses an FP16's digits.
+    The size is the root mean square. Half the mean square of the second result is 1 - cos(s, c), computed without
+    subtracting two numbers close to 1, which would cancel out in FP16.
     """
     size_s, size_c = (_mean(x * x).clamp(min=LEAST_MEAN_SQUARE).sqrt() for x in (s, c))
     return c - s, c / size_c - s / size_s, size_c
@@ -160,10 +160,10 @@ def _mean(x: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """x (N, 3, H, W) -> the map (N, 1, H, W) and the score (N,), with no help of autograd.
+    """x (N, 3, H, W) -> the map (N, 1, H, W) and the score (N,), computed without autograd.
 
     The score is the loss L. The map is H W sum_c |dL / dx_c|, the sum over the input's channels, with the source's
-    outputs held constant: one pass backwards through the cloner, as published.
+    outputs held constant: one backward pass through the cloner, as published.
     """
 
     def __init__(self, source: nn.Module, cloner: Cloner, discrepancy: Discrepancy) -> None:
@@ -209,8 +209,8 @@ class Detector(nn.Module):
 def unpooled(gradient: Tensor, x: Tensor) -> Tensor:
     """Gradient (N, C, h, w) of a 2 x 2 max-pooling's output -> that of its input x (N, C, 2 h, 2 w).
 
-    All of it goes to the largest of the four; of equal ones to the first in reading order, as in PyTorch: in a flat
-    region all are equal.
+    It goes to the largest of the four values, or to the first in reading order of equal ones, which flat regions have;
+    PyTorch does the same.
     """
     left, right = x[..., 0::2], x[..., 1::2]
     rows = torch.maximum(left, right)
@@ -221,29 +221,29 @@ def unpooled(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _split(gradient: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient where ``first`` and where not, 0 elsewhere."""
+    """The gradient masked by ``first``, and by its complement; 0 elsewhere."""
     return torch.where(first, gradient, 0.0), torch.where(first, 0.0, gradient)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
     outputs, inputs = weight.shape[:2]
-    made = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias is not None)
-    made.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return made
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias is not None)
+    convolution.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return convolution
 
 
 def _mirrored(layer: nn.Conv2d) -> nn.Conv2d:
-    """The convolution that takes a gradient of ``layer``'s output to that of its input: stride 1, same padding."""
+    """The convolution that maps the gradient of ``layer``'s output to that of its input: stride 1, same padding."""
     return _convolution(layer.weight.detach().transpose(0, 1).flip(2, 3))
 
 
 def smooth_gradients(detector: Detector, x: Tensor, *, samples: int = 50, noise: float = 0.01, seed: int = 0) -> Tensor:
     """SmoothGrad (Smilkov et al. 2017): H W sum_c |mean of dL / dx_c over noisy copies of x|, (N, 1, H, W).
 
-    The map in place of that of ``detector``, before its filters. x is network input (N, 3, H, W) where the detector is;
-    ``noise`` is the standard deviation as a fraction of each picture's range. It takes ``samples`` times the detector's
-    work, and no engine has it; `adedge.benchmarks.studies.smoothgrad` measures what it gains.
+    An alternative to the detector's map, before its filters. x is network input (N, 3, H, W) on the detector's device;
+    ``noise`` is the standard deviation as a fraction of each picture's range. It takes ``samples`` times as long as the
+    detector and is not deployed; `adedge.benchmarks.studies.smoothgrad` measures what it gains.
     """
     generator = torch.Generator().manual_seed(seed)
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
@@ -267,10 +267,10 @@ class Budget:
     schedule: Literal["constant", "cosine"] = "constant"
 
 
-BUDGETS: dict[tuple[str, bool], Budget] = {  # by name, and whether pictures are small ones of a one-class set
+BUDGETS: dict[tuple[str, bool], Budget] = {  # by name, and whether the data is a one-class set
     ("paper", False): Budget(iterations=None, batch=64, learning_rate=1e-3),
     ("paper", True): Budget(iterations=None, batch=64, learning_rate=1e-3),
-    # Minutes on two cores: the rate falls to zero instead of staying for long.
+    # Minutes on two cores: a cosine schedule makes up for some of the missing iterations.
     ("quick", False): Budget(iterations=200, batch=8, learning_rate=1e-3, schedule="cosine"),
     ("quick", True): Budget(iterations=300, batch=32, learning_rate=1e-3, schedule="cosine"),
 }
@@ -278,13 +278,13 @@ EPOCHS = {"folder": 601, "gray": 51, "colour": 201}  # MVTec AD; MNIST and Fashi
 
 
 class Mkd(Record):
-    """A training of MKD, its options chosen.
+    """Options of an MKD training.
 
-    ``size`` is the side of the square input in pixels; ``fit`` as in other methods: "resize" stretches the picture to
-    it, "crop" keeps the resolution and looks at overlapping tiles, whose largest loss is the score. ``weights`` are the
-    source's (see `adedge.methods.backbones.fill`), and ``weights_digest`` their digest. ``sigma`` is that of the
-    Gaussian filter of the map. ``one_class`` says that pictures are small, which the quick budget counts on. ``epochs``
-    times ``pictures`` is what the paper's budget trains on. Other options that are None come from the budget.
+    ``size`` is the side of the square input in pixels. ``fit`` "resize" stretches the picture to it; "crop" keeps the
+    resolution and uses overlapping tiles, whose largest loss is the score. ``weights`` are the source's (see
+    `adedge.methods.backbones.fill`), and ``weights_digest`` is their digest. ``sigma`` is the standard deviation of the
+    map's Gaussian filter in pixels. ``one_class`` selects the quick budget for small pictures. The "paper" budget
+    trains for ``epochs`` on ``pictures`` pictures. Other options that are None come from the budget.
     """
 
     name: ClassVar[str] = "mkd"
@@ -309,10 +309,10 @@ class Mkd(Record):
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> Mkd:
-        """Options that fit ``dataset``: those given, and for one-class sets inputs of 32 pixels and their epochs.
+        """The method with ``options``; one-class sets default to inputs of 32 pixels and their published epochs.
 
-        The weights are read here, so that a wrong file is named before anything is trained. Raises `UsageError` naming
-        the first option that cannot be, `DataError`.
+        The weights are read here, so that a wrong file is reported before training. Raises `UsageError` naming the
+        first invalid option, `DataError` for unusable weights or without pictures.
         """
         first = first_sample(dataset)
         fitting: dict[str, Any] = {"pictures": len(dataset.train)}
@@ -344,10 +344,10 @@ class Mkd(Record):
         )
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[Tensor]) -> None:
-        """Load the source's weights; set the units, and lambda so that both terms of the loss begin equal.
+        """Load the source's weights; set the units, and lambda so that both terms of the loss start equal.
 
-        The untrained cloner normalises by its batches, as it will when it learns; a copy keeps its statistics as they
-        are.
+        The cloner normalises by batch statistics, as in training; a copy is used, so that its running statistics do not
+        change.
         """
         source, discrepancy = networks["source"], networks["discrepancy"]
         assert isinstance(discrepancy, Discrepancy)
@@ -373,12 +373,12 @@ class Mkd(Record):
 
     @staticmethod
     def networks(variant: str, network: NetworkArguments) -> nn.ModuleDict:
-        """The untrained networks: "source", "cloner", and "discrepancy", which holds units and lambda."""
+        """The untrained networks: "source", "cloner", and "discrepancy", which holds the units and lambda."""
         return nn.ModuleDict({"source": backbones.untrained("vgg16"), "cloner": Cloner(), "discrepancy": Discrepancy()})
 
     @staticmethod
     def deploy(networks: nn.ModuleDict) -> nn.Module:
-        """The networks as one module with its own way back; see `Detector`."""
+        """The networks in one module with an explicit backward pass; see `Detector`."""
         cloner, discrepancy = networks["cloner"], networks["discrepancy"]
         assert isinstance(cloner, Cloner)
         assert isinstance(discrepancy, Discrepancy)

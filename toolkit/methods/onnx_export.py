@@ -1,4 +1,4 @@
-"""PyTorch -> ONNX, as torch.onnx writes it; `adedge.export.fp32` makes the graph of a bundle of it."""
+"""PyTorch -> ONNX by torch.onnx; `adedge.export.fp32` turns the result into a bundle's graph."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import nn
 
 from adedge.errors import EngineError, MissingDependency
 
-Network: TypeAlias = nn.Module  # for rooms that pass one on and import no torch
+Network: TypeAlias = nn.Module  # for rooms that must not import torch
 
 
 def onnx_from_network(
     network: Network, shape: tuple[int, int, int], *, input_name: str, output_names: Sequence[str], opset: int
 ) -> bytes:
-    """An ONNX file of a network in eval mode: x (N, *shape) float32 -> a tensor or a tuple of them, N dynamic.
+    """Export a network in eval mode as an ONNX file: x (N, *shape) float32 -> a tensor or a tuple of them, N dynamic.
 
-    Batch normalisation is folded into the convolution before it. Raises `EngineError` where PyTorch cannot express the
-    network, `MissingDependency`.
+    Batch normalisation is folded into the convolution before it. Raises `EngineError` if PyTorch cannot export the
+    network, `MissingDependency` without onnxscript.
     """
     try:
-        import onnxscript  # noqa: F401 - what torch.onnx.export translates with
+        import onnxscript  # noqa: F401 - required by torch.onnx.export
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "onnxscript", "export", "exporting a network to ONNX") from error
-    # Traced with a batch of two: PyTorch takes a dimension of one for a constant.
+    # A batch of two, because PyTorch specialises a dimension of one as a constant.
     example = torch.zeros(2, *shape)
     try:
         with _quiet():
@@ -44,7 +44,7 @@ def onnx_from_network(
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter's exceptions have no common class
+    except Exception as error:  # the exporter's exceptions have no common base class
         raise EngineError(f"PyTorch {torch.__version__} cannot export this network: {_first_line(error)}") from error
     assert program is not None
     graph: bytes = program.model_proto.SerializeToString()
@@ -53,7 +53,7 @@ def onnx_from_network(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about its own progress off the terminal; what goes wrong is raised all the same."""
+    """Silence the exporter's progress messages and warnings; errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:

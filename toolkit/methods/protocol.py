@@ -1,6 +1,6 @@
-"""What a detection method is: a frozen set of options that says what to train, how, and what is deployed.
+"""The protocol of a detection method: frozen options that determine what is trained, how, and what is deployed.
 
-Torch's types stand in annotations only, so that importing this loads no torch.
+Importing this module does not import torch: its types occur in annotations only.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Objective = Callable[["torch.Tensor", np.random.Generator], "torch.Tensor"]
 class Stage:
     """One network trained by one optimiser: ``network`` is its key in `Method.networks`, the stage's ``name`` if None.
 
-    ``crop`` is the side in pixels of the square patches it sees, None for whole inputs. The learning rate rises for
-    ``warm_up`` iterations; ``schedule`` "cosine" lets it fall to zero over the stage. ``autocast`` says whether a
-    training with bfloat16 uses it here.
-    ``pictures`` "validation" are those that `TrainingPlan.validation` keeps from the other stages; any other word is a
-    key of `TrainingPlan.others`. A stage of no iterations is only prepared (see `Method.prepare`).
+    ``crop`` is the side in pixels of the square patches to train on, None for whole inputs. The learning rate rises
+    for ``warm_up`` iterations; with ``schedule`` "cosine" it falls to zero over the stage. ``autocast`` says whether
+    this stage uses bfloat16 in a training with mixed precision. ``pictures`` names the pictures to train on:
+    "training", "validation" (the share `TrainingPlan.validation`, which no other stage sees), or a key of
+    `TrainingPlan.others`. A stage without iterations is only prepared (see `Method.prepare`).
     """
 
     name: str
@@ -61,7 +61,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherPictures:
-    """Pictures beside the product's, or those in another form: ``folder`` None means the training pictures."""
+    """Additional pictures, with an input spec of their own; ``folder`` None means the training pictures."""
 
     folder: Path | None
     input: InputSpec
@@ -69,10 +69,10 @@ class OtherPictures:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a method with these options trains, and what the finished detector expects and gives.
+    """The networks and stages to train, and the specs of the trained detector's input and score.
 
-    ``validation`` is the share of the training pictures that only stages with ``pictures="validation"`` see. ``others``
-    are further sets of pictures, by the word that stages call them.
+    ``validation`` is the share of the training pictures reserved for stages with ``pictures="validation"``. ``others``
+    are additional sets of pictures, by the name that stages use.
     """
 
     network: dict[str, bool | int | float | str]
@@ -84,16 +84,16 @@ class TrainingPlan:
 
 
 class Method(Protocol):
-    """A detection method with its options chosen: a frozen pydantic model."""
+    """A detection method with its options: a frozen pydantic model."""
 
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> Method:
-        """The method with ``options``, and where they say nothing with what fits ``dataset``.
+        """The method with ``options``, and with values that fit ``dataset`` for options not given.
 
-        Raises `UsageError` naming the first option that cannot be, `DataError` for weights that cannot be had.
+        Raises `UsageError` naming the first invalid option, `DataError` if weights cannot be read or downloaded.
         """
 
     @property
@@ -102,23 +102,23 @@ class Method(Protocol):
 
     @property
     def budget(self) -> str:
-        """The name of the preset that iteration counts come from."""
+        """The name of the preset that determines iteration counts."""
 
     def model_dump(self) -> dict[str, Any]:
-        """The options, as they are recorded in a bundle and compared before a training is resumed."""
+        """The options, as recorded in a bundle and compared before a training is resumed."""
 
     def plan(self) -> TrainingPlan:
         """Networks, specs and training stages that follow from the options."""
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[torch.Tensor]) -> None:
-        """Set buffers of ``networks`` that a stage needs, once, before its first iteration.
+        """Set the buffers of ``networks`` that a stage requires, before its first iteration.
 
-        ``batches`` are all pictures of the stage, once each, (n, C, H, W) float32 on the networks' device. What is
-        computed here must depend on them, the stage and the networks alone: a resumed training may compute it again.
+        ``batches`` yields every picture of the stage once, (n, C, H, W) float32 on the networks' device. The result
+        must depend only on them, the stage and the networks: a resumed training may compute it again.
         """
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
-        """The loss of a stage: (x (N, C, H, W) float32, the iteration's random generator) -> scalar tensor."""
+        """The loss function of a stage: (x (N, C, H, W) float32, the iteration's random generator) -> scalar tensor."""
 
     @staticmethod
     def networks(variant: str, network: NetworkArguments) -> nn.ModuleDict:
@@ -130,25 +130,25 @@ class Method(Protocol):
 
 
 def configured(kind: type[Chosen], options: Mapping[str, Any], fitting: Mapping[str, Any] | None = None) -> Chosen:
-    """A method with ``options``; those that are None take what ``fitting`` says, or else their defaults.
+    """A method with ``options``; an option that is None takes its value from ``fitting``, or else its default.
 
-    Raises `UsageError` naming the first option that cannot be.
+    Raises `UsageError` naming the first invalid option.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    explicit = {name: value for name, value in options.items() if value is not None}
     try:
-        return kind(**{**(fitting or {}), **given})
+        return kind(**{**(fitting or {}), **explicit})
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        option = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{where}: {message}" if where else message) from error
+        raise UsageError(f"{option}: {message}" if option else message) from error
 
 
 def first_sample(dataset: Dataset) -> Sample:
-    """The first picture that is trained on, which says what a data set is like: a one-class set's has no path.
+    """The first training picture, which options are fitted to; in a one-class set it has no path.
 
-    Raises `DataError` where there is none.
+    Raises `DataError` if there is none.
     """
     if not dataset.train:
-        raise DataError(f"{dataset.name} holds no pictures to train on: give some good ones")
+        raise DataError(f"{dataset.name} holds no pictures to train on: add good pictures")
     return dataset.train[0]

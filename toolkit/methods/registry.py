@@ -1,7 +1,7 @@
-"""Names of methods and the classes behind them: those of this package, and those that other packages bring.
+"""Names of methods and their classes: those of this package, and those that other packages provide.
 
-A package brings a method by an entry point of the group `GROUP`, "name = module:Class". Entry points are looked up when
-a name is asked for, and nothing of a method, and no torch, is imported before that.
+A package provides a method by an entry point in the group `GROUP`, "name = module:Class". A method, and with it torch,
+is imported only when it is asked for by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adedge.methods.protocol import Method
 
 GROUP = "adedge.methods"
 
-# Where each method lives, in the order of --help.
+# In the order of --help.
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "oesdn": "adedge.methods.oesdn.method:OeSdn",
@@ -31,15 +31,15 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of this package's methods, then those of installed packages; imports nothing of either."""
+    """The names of this package's methods, then those of installed packages; imports none of them."""
     return (*BUILT_IN, *sorted(entry_points(group=GROUP).names - BUILT_IN.keys()))
 
 
 def method_named(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of the method called ``name``.
 
-    Raises `UsageError` listing the known ones, or naming the package whose method takes another's name, cannot be
-    imported or does not keep the `Method` protocol; `MissingDependency` without torch.
+    Raises `UsageError` listing the available methods if there is none of that name, or naming the package whose method
+    has the name of another, cannot be imported or does not implement `Method`; `MissingDependency` without torch.
 
     >>> from adedge import load_dataset
     >>> method = method_named("oesdn").for_dataset(load_dataset("photos"), variant="ae", size=32)
@@ -56,16 +56,16 @@ def method_named(name: str) -> type[Method]:
     if not points:
         raise UsageError(f"unknown method '{name}': choose from {', '.join(sorted(method_names()))}")
     require_torch()
-    return _loaded(points[0])
+    return _load(points[0])
 
 
 def origin(point: EntryPoint) -> str:
-    """The package that an entry point comes from, for messages: "toy 1.0"."""
+    """The package and version that an entry point comes from, for messages: "toy 1.0"."""
     return point.value if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
 def require_torch() -> None:
-    """Raise `MissingDependency` where torch or safetensors is not installed."""
+    """Raise `MissingDependency` if torch or safetensors is not installed."""
     for package in ("torch", "safetensors"):
         try:
             importlib.import_module(package)
@@ -73,29 +73,31 @@ def require_torch() -> None:
             raise MissingDependency(package, "train", "training and running networks in PyTorch") from error
 
 
-def _loaded(point: EntryPoint) -> type[Method]:
-    """The class that an entry point names. Raises `UsageError` where there is none, or it is no method."""
-    whose = f"the method '{point.name}' of {origin(point)}"
+def _load(point: EntryPoint) -> type[Method]:
+    """Import the class that an entry point names. Raises `UsageError` if it cannot be imported or is not a method."""
+    description = f"the method '{point.name}' of {origin(point)}"
     try:
-        found = point.load()
+        candidate = point.load()
     except AdedgeError:
         raise
     except Exception as error:  # importing a module runs it, and it may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"{whose} cannot be imported ({reason}): reinstall that package, or uninstall it") from error
-    if problem := _problem(found, point.name):
-        raise UsageError(f"{whose} cannot be used: {problem}; see docs/methods.md")
-    method: type[Method] = found
+        raise UsageError(
+            f"{description} cannot be imported ({reason}): reinstall that package, or uninstall it"
+        ) from error
+    if problem := _problem(candidate, point.name):
+        raise UsageError(f"{description} cannot be used: {problem}; see docs/methods.md")
+    method: type[Method] = candidate
     return method
 
 
-def _problem(found: object, name: str) -> str | None:
-    """Why something is not the class of a method called ``name``; None where it is."""
-    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+def _problem(candidate: object, name: str) -> str | None:
+    """Why ``candidate`` is not the class of a method called ``name``; None if it is."""
+    if not (isinstance(candidate, type) and issubclass(candidate, BaseModel)):
         return "it is not a pydantic model"
     members = (*Method.__annotations__, *(member for member in vars(Method) if not member.startswith("_")))
-    missing = [member for member in members if not hasattr(found, member) and member not in found.model_fields]
+    missing = [member for member in members if not hasattr(candidate, member) and member not in candidate.model_fields]
     if missing:
         return f"it has no {', '.join(missing)}"
-    called = getattr(found, "name", None)
-    return None if called == name else f"its class calls it '{called}'"
+    class_name = getattr(candidate, "name", None)
+    return None if class_name == name else f"its class calls it '{class_name}'"

@@ -1,8 +1,8 @@
-"""Training: one loop for every method, seeded, bounded, resumable, that ends in a bundle.
+"""Training: one loop for every method, seeded, bounded and resumable, which writes a bundle.
 
-Iteration i of stage s draws all its randomness (which pictures, which crops, which transforms) from a generator seeded
-with (seed, s, i). So a training that was interrupted needs no generator state to go on as if nothing had happened:
-on a CPU, the same seed and number of threads give the same weights, bit by bit, resumed or not.
+Iteration i of stage s draws all its randomness (pictures, crops, transforms) from a generator seeded with (seed, s, i).
+An interrupted training therefore resumes without any generator state: on a CPU, the same seed and number of threads
+give bit-identical weights, resumed or not.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from adedge.methods.training_pictures import Pictures, pictures_of
 from adedge.progress import Progress
 from adedge.specs import Record
 
-SMOOTHING = 0.98  # of the reported loss: exponential mean over about 50 iterations
+SMOOTHING = 0.98  # the reported loss is an exponential mean over about 50 iterations
 RECORDS_PER_STAGE = 100
 
 
 class TrainingOptions(Record):
-    """What a training takes whatever the method.
+    """Options of a training that do not depend on the method.
 
-    ``device`` is torch's name of where it computes, with ``threads`` CPU threads (None: torch's choice). ``amp``
-    computes in bfloat16 what torch's autocast does, in the stages that gain by it. ``overwrite`` replaces a bundle that
-    is there, and ``restart`` discards the checkpoint of an interrupted training instead of resuming it. Checkpoints are
-    ``checkpoint_every_s`` seconds apart.
+    ``device`` is torch's name of the device; ``threads`` is the number of CPU threads (None: torch's choice). ``amp``
+    enables torch's autocast to bfloat16 in the stages that benefit. ``overwrite`` replaces an existing bundle;
+    ``restart`` discards the checkpoint of an interrupted training instead of resuming it. A checkpoint is saved every
+    ``checkpoint_every_s`` seconds.
     """
 
     seed: int = Field(default=0, ge=0)
@@ -73,16 +73,17 @@ def train(
 ) -> Bundle:
     """Train ``method`` on the good pictures of ``dataset`` and write the bundle ``output``.
 
-    ``progress`` counts each stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives sentences for
-    a person: what the training will cost (a few iterations are measured first, only if somebody listens), that a
-    checkpoint was found, and at the end what it took and which share of that went into loading pictures.
+    ``progress`` counts each stage's iterations: (done, total, "<stage>: loss ..."). ``announce`` receives messages for
+    the user: whether a checkpoint is resumed, an estimate of the training time (only with ``announce``, a few
+    iterations are timed first), and at the end the time taken and the share spent loading pictures.
 
-    A checkpoint is kept in ``<output>.checkpoint`` until the bundle is written; found there, it is resumed unless the
-    options say otherwise. Ctrl-C ends the iteration, saves a checkpoint and raises KeyboardInterrupt; a second one does
-    not wait.
+    The checkpoint ``<output>.checkpoint`` exists until the bundle is written; if it exists at the start, it is resumed
+    unless ``options.restart`` is set. Ctrl-C finishes the iteration, saves a checkpoint and raises KeyboardInterrupt;
+    a second Ctrl-C interrupts at once.
 
-    Raises `BundleError` where the bundle cannot be written, `UsageError` for a device that is not there or a checkpoint
-    of another training, `DataError` for pictures that cannot be used or a loss that is not finite.
+    Raises `BundleError` if the bundle or a checkpoint cannot be written or a checkpoint is damaged, `UsageError` for an
+    unavailable device or the checkpoint of another training, `DataError` for unusable pictures or a loss that is not
+    finite.
 
     >>> from adedge import TrainingOptions, load_dataset, method_named
     >>> dataset = load_dataset("photos")
@@ -103,13 +104,13 @@ def train(
     pictures = pictures_of(dataset.train, plan, options.seed)
     decoding_s = time.perf_counter() - started
     golden = choose_frames(dataset, plan.input)
-    networks = _untrained(method, plan, options.seed, device)
+    networks = _initialise(method, plan, options.seed, device)
     run = _Run(method, plan, networks, pictures, device, options)
     with _threads(options.threads):
         if saved is not None:
             run.restore(*saved)
             if announce:
-                announce(f"resuming from {checkpoint.directory}: {run.where()}")
+                announce(f"resuming from {checkpoint.directory}: {run.describe_position()}")
         if announce:
             announce(run.estimate())
         run.finish(checkpoint, progress)
@@ -131,18 +132,18 @@ def train(
 
 
 def checkpoint_directory(output: Path) -> Path:
-    """Where the training of ``output`` keeps its checkpoint."""
+    """The checkpoint directory of the training that writes ``output``."""
     return output.with_name(f"{output.name}.checkpoint")
 
 
 def _identity(method: Method, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
-    """What has to be the same for a checkpoint to be resumed."""
-    chosen = {"seed": options.seed, "amp": options.amp, "data": dataset.digest}
-    return {**method.model_dump(), "method": method.name, **chosen}
+    """The options that must be equal for a checkpoint to be resumed."""
+    shared = {"seed": options.seed, "amp": options.amp, "data": dataset.digest}
+    return {**method.model_dump(), "method": method.name, **shared}
 
 
-def _untrained(method: Method, plan: TrainingPlan, seed: int, device: torch.device) -> nn.ModuleDict:
-    """The networks with the first weights that ``seed`` gives; the random state of others stays as it is."""
+def _initialise(method: Method, plan: TrainingPlan, seed: int, device: torch.device) -> nn.ModuleDict:
+    """The networks with initial weights drawn with ``seed``; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = method.networks(method.variant, plan.network)
@@ -151,7 +152,7 @@ def _untrained(method: Method, plan: TrainingPlan, seed: int, device: torch.devi
 
 
 class _Run:
-    """A training under way: the networks, the optimiser of the current stage, and the position in the plan."""
+    """A training in progress: the networks, the optimiser of the current stage, and the position in the plan."""
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class _Run:
         self.training_s = time.perf_counter() - started
 
     def costs(self) -> str:
-        """What the training took since it began or was resumed, and how much of that went into loading pictures."""
+        """A sentence on the time since the training was started or resumed, and the share spent loading pictures."""
         share = self.loading_s / max(self.training_s, 1e-9)
         return f"trained in {_duration(self.training_s)}; loading pictures took {share:.1%} of that"
 
@@ -236,7 +237,7 @@ class _Run:
         networks[stage.trains].train()
         objective = self.method.objective(stage, networks)
         pictures = self.pictures[stage.pictures]
-        assert optimizer is not None, f"stage '{stage.name}' has iterations and nothing to train"
+        assert optimizer is not None, f"stage '{stage.name}' has iterations but nothing to train"
 
         def step(number: int, iteration: int) -> float:
             rng = np.random.default_rng([self.options.seed, number, iteration])
@@ -251,7 +252,7 @@ class _Run:
             if not math.isfinite(value):
                 raise DataError(
                     f"the loss of stage '{stage.name}' is {value} at iteration {iteration + 1}: "
-                    "look for broken pictures, or train with another --seed, a larger --batch or without --amp"
+                    "check the pictures, or train with another --seed, with a larger --batch or without --amp"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -261,34 +262,34 @@ class _Run:
         return step
 
     def estimate(self) -> str:
-        """What the rest of the training costs, from a few iterations of each stage on a copy of the networks."""
+        """A sentence on the remaining time, from a few iterations of each stage timed on a copy of the networks."""
         parts, total_s = [], 0.0
         for number, stage in enumerate(self.plan.stages):
-            left = stage.iterations - (self.position.iteration if number == self.position.stage else 0)
-            if number < self.position.stage or left == 0:
+            remaining = stage.iterations - (self.position.iteration if number == self.position.stage else 0)
+            if number < self.position.stage or remaining == 0:
                 continue
             trial = copy.deepcopy(self.networks)
             step = self._step(stage, trial, _optimizer(stage, trial))
-            step(number, 0)  # the first iteration also allocates
-            started, measured = time.perf_counter(), 0
-            while measured < min(3, left) and time.perf_counter() - started < 5:
-                step(number, measured)
-                measured += 1
-            each_s = (time.perf_counter() - started) / measured
-            total_s += left * each_s
-            parts.append(f"{stage.name} {left} × {each_s:.3g} s")
+            step(number, 0)  # not timed: the first iteration also allocates memory
+            started, count = time.perf_counter(), 0
+            while count < min(3, remaining) and time.perf_counter() - started < 5:
+                step(number, count)
+                count += 1
+            iteration_s = (time.perf_counter() - started) / count
+            total_s += remaining * iteration_s
+            parts.append(f"{stage.name} {remaining} × {iteration_s:.3g} s")
         remedy = "; --budget quick, --amp or --device cuda shorten it" if total_s > 3600 else ""
         return f"training takes about {_duration(total_s)} on this machine ({', '.join(parts)}){remedy}"
 
-    def where(self) -> str:
-        """The position, for people."""
+    def describe_position(self) -> str:
+        """The position, for a message."""
         if self.position.stage == len(self.plan.stages):
             return "all stages are trained"
         stage = self.plan.stages[self.position.stage]
         return f"stage {stage.name}, {self.position.iteration} of {stage.iterations} iterations done"
 
     def restore(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what a checkpoint holds."""
+        """Set the position, the networks and the optimiser from a checkpoint."""
         self.position = position
         self.networks.load_state_dict(_part(tensors, "networks."))
         self.optimizer = self._optimizer()
@@ -299,13 +300,13 @@ class _Run:
         for name, tensor in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             parameter = parameters[int(index)]
-            # The fused optimiser walks through memory: moments must lie as their parameter does.
-            laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
-            state.setdefault(int(index), {})[key] = laid_out
+            # The fused optimiser requires moments in the same memory layout as their parameter.
+            moment = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            state.setdefault(int(index), {})[key] = moment
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Everything that changes: weights, and the optimiser's moments and step counts by parameter number."""
+        """The state to save: weights, and the optimiser's moments and step counts by parameter number."""
         tensors = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
         state = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
         for index, moments in state.items():
@@ -318,7 +319,7 @@ class _Run:
 
 
 def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer | None:
-    """The optimiser of a stage's network; None where the stage trains nothing."""
+    """The optimiser of a stage's network; None if the stage has no iterations."""
     if stage.iterations == 0:
         return None
     parameters = networks[stage.trains].parameters()
@@ -329,9 +330,9 @@ def _optimizer(stage: Stage, networks: nn.ModuleDict) -> torch.optim.Optimizer |
 
 
 def learning_rate(stage: Stage, iteration: int) -> float:
-    """The rate of an iteration counted from 0: constant, or half a cosine from the stage's rate towards 0.
+    """The learning rate of an iteration, counted from 0: constant, or half a cosine from the stage's rate towards 0.
 
-    In the stage's first ``warm_up`` iterations it rises in equal steps to that.
+    A linear warm-up scales it in the stage's first ``warm_up`` iterations.
     """
     rate = stage.learning_rate * min(1.0, (iteration + 1) / stage.warm_up) if stage.warm_up else stage.learning_rate
     return rate if stage.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
@@ -350,7 +351,7 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block; None leaves its choice."""
+    """Set torch's number of threads to ``count`` inside the block; None does not change it."""
     before = torch.get_num_threads()
     try:
         if count is not None:
@@ -362,9 +363,10 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the first SIGINT or SIGTERM and yield a function that says whether one came.
+    """Defer the first SIGINT or SIGTERM, and yield a function that says whether one was received.
 
-    An iteration is never cut in two, so what is saved after it is consistent. The second signal interrupts at once.
+    The current iteration can then finish, so that the state saved after it is consistent. A second signal raises
+    KeyboardInterrupt at once.
     """
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     received = False
@@ -384,9 +386,9 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def recorded_options(method: Method, options: TrainingOptions) -> dict[str, Any]:
-    """What a bundle's provenance says that it was trained with, beside seed and device."""
-    chosen = {name: value for name, value in method.model_dump().items() if value is not None}
-    return {**chosen, "amp": options.amp}
+    """The training options that a bundle's provenance records, apart from seed and device."""
+    method_options = {name: value for name, value in method.model_dump().items() if value is not None}
+    return {**method_options, "amp": options.amp}
 
 
 def _manifest(method: Method, plan: TrainingPlan, dataset: Dataset, options: TrainingOptions) -> Manifest:

@@ -1,4 +1,4 @@
-"""The pictures that a training draws its batches from, decoded once as far as memory allows."""
+"""The pictures that a training draws its batches from, cached in memory up to a limit."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from adedge.golden import require_size
 from adedge.methods.protocol import TrainingPlan
 from adedge.specs import InputSpec
 
-CACHE_BYTES = 2 << 30  # decoded training pictures kept in memory; those beyond are decoded each time
+CACHE_BYTES = 2 << 30  # limit of decoded pictures kept in memory; the rest are decoded each time
 
 
 class Pictures:
-    """The training pictures, decoded and in the network's colours; those that fit into `CACHE_BYTES` only once.
+    """The training pictures, decoded and in the network's colours; those that fit into ``cache_bytes`` are cached.
 
-    Raises `DataError` where there is none, or one is smaller than a tile that is to be cut from it.
+    Raises `DataError` if there are none, or if one is smaller than a tile to be cut from it.
     """
 
     def __init__(self, samples: Sequence[Sample], spec: InputSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
         if not samples:
-            raise DataError("there are no pictures to train on: put good pictures into the folder, or train/good of it")
+            raise DataError("there are no pictures to train on: put good pictures into the folder or its train/good")
         self.spec = spec
         self._samples = samples
         self._cached: list[NDArray[np.uint8]] = []
-        free = cache_bytes
+        remaining = cache_bytes
         for sample in samples:
             frame = self._read(sample)
-            free -= frame.nbytes
-            if free < 0:
+            remaining -= frame.nbytes
+            if remaining < 0:
                 break
             self._cached.append(frame)
 
@@ -41,16 +41,17 @@ class Pictures:
         return len(self._samples)
 
     def batch(self, rng: np.random.Generator, size: int, crop: int | None) -> NDArray[np.uint8]:
-        """``size`` different pictures as far as there are, (size, side, side, C): random crops of side ``crop``.
+        """Random crops with side ``crop`` of ``size`` pictures, (size, side, side, C) uint8.
 
-        Without ``crop`` the side is the input's: whole pictures, or random tiles of pictures that are not resized.
+        Pictures repeat only if there are fewer than ``size``. Without ``crop`` the side is the input's: whole pictures,
+        or random tiles of pictures that are not resized.
         """
         side = crop or self.spec.height
-        chosen = rng.choice(len(self), size=size, replace=size > len(self))
-        return np.stack([_crop(self._frame(int(index)), side, rng) for index in chosen])
+        indices = rng.choice(len(self), size=size, replace=size > len(self))
+        return np.stack([_crop(self._frame(int(index)), side, rng) for index in indices])
 
     def each(self, rng: np.random.Generator, size: int, crop: int | None) -> Iterator[NDArray[np.uint8]]:
-        """Every picture once, in order, in batches of at most ``size``; crops as `batch` takes them."""
+        """Every picture once, in order, in batches of at most ``size``; cropped as in `batch`."""
         side = crop or self.spec.height
         for start in range(0, len(self), size):
             indices = range(start, min(start + size, len(self)))
@@ -72,18 +73,23 @@ def _crop(frame: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDAr
 
 
 def pictures_of(samples: Sequence[Sample], plan: TrainingPlan, seed: int) -> Mapping[str, Pictures]:
-    """The pictures of each kind of stage, drawn apart by ``seed``. Raises `DataError` where there are too few."""
+    """The sets of pictures that stages name: "training", "validation" (split off with ``seed``) and the plan's others.
+
+    Raises `DataError` if there are too few pictures.
+    """
     if plan.validation == 0:
         sets = {"training": Pictures(samples, plan.input)}
     else:
-        kept = max(1, round(plan.validation * len(samples)))
-        if kept >= len(samples):
-            raise DataError(f"{len(samples)} good picture(s) are too few: one at least must be kept to validate with")
+        count = max(1, round(plan.validation * len(samples)))
+        if count >= len(samples):
+            raise DataError(
+                f"{len(samples)} good picture(s) are too few, as at least one is kept for validation: add good pictures"
+            )
         order = np.random.default_rng(seed).permutation(len(samples))
-        validation, training = ([samples[index] for index in sorted(part)] for part in (order[:kept], order[kept:]))
+        validation, training = ([samples[index] for index in sorted(part)] for part in (order[:count], order[count:]))
         samples = training
         sets = {"validation": Pictures(validation, plan.input), "training": Pictures(training, plan.input)}
     for name, other in plan.others.items():
-        found = samples if other.folder is None else load_dataset(str(other.folder), holdout=0).train
-        sets[name] = Pictures(found, other.input)
+        other_samples = samples if other.folder is None else load_dataset(str(other.folder), holdout=0).train
+        sets[name] = Pictures(other_samples, other.input)
     return sets

@@ -1,6 +1,6 @@
-"""`adedge train METHOD`: from pictures of good parts to a bundle. One sub-command a method, one file a sub-command.
+"""`adedge train METHOD`: from pictures of good parts to a bundle. One sub-command per method, one file per sub-command.
 
-A method without a file of its own here, as those of other packages, gets its options from its class: see
+A method without a file here, such as one from another package, gets its options from its class: see
 `adedge.cli.train.generic`.
 """
 

@@ -1,4 +1,4 @@
-"""Sub-commands of `adedge train` for methods that have no file here: their options are the fields of the class."""
+"""Sub-commands of `adedge train` for methods without a file here: the fields of the class become the options."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 class Methods(TyperGroup):
-    """The sub-commands that have a file here, then one for each other method that is installed."""
+    """The sub-commands that have a file here, then one for every other installed method."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of methods; imports none."""
+        """Names of all methods; imports none of them."""
         from adedge.methods import method_names
 
         return [*self.commands, *(name for name in method_names() if name not in self.commands)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A sub-command; None where no method is called so."""
+        """A sub-command; None if no method has that name."""
         if cmd_name in self.commands or cmd_name not in self.list_commands(ctx):
             return super().get_command(ctx, cmd_name)
-        return _Later(name=cmd_name, callback=None, help=_where_from(cmd_name))
+        return _LazyCommand(name=cmd_name, callback=None, help=_origin_text(cmd_name))
 
 
-class _Later(TyperCommand):
-    """A sub-command in a list: a name and a help, and the rest when it is called, since that imports the method."""
+class _LazyCommand(TyperCommand):
+    """A sub-command with a name and a help text only, which imports its method when it is called."""
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
-        """The context of the command that the method's class gives."""
+        """The context of the full command, built from the method's class."""
         return generic_command(str(self.name)).make_context(info_name, args, parent, **extra)
 
 
 def generic_command(name: str) -> Any:
-    """The sub-command of a method, made of its class: see `options_from`. Raises what `method_named` raises."""
+    """The sub-command of a method, built from its class: see `options_from`. Raises what `method_named` raises."""
     from adedge.methods import method_named
 
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -53,13 +53,13 @@ def generic_command(name: str) -> Any:
 
 
 def options_from(kind: type[BaseModel]) -> Callable[..., dict[str, Any]]:
-    """What `training_command` takes: its parameters are the fields of ``kind`` that an option can hold.
+    """A function for `training_command` whose parameters are the fields of ``kind`` that an option can hold.
 
-    Those are booleans, numbers, strings and literal choices of strings, or None. An option that is not given is left to
-    `Method.for_dataset`. Raises `UsageError` for a field without a default that is none of them.
+    Those are booleans, numbers, strings and literal choices of strings, each optionally None. `Method.for_dataset`
+    chooses the value of an option that is not given. Raises `UsageError` for any other field without a default.
     """
 
-    def given(**options: Any) -> dict[str, Any]:
+    def collect(**options: Any) -> dict[str, Any]:
         return options
 
     parameters = []
@@ -69,27 +69,27 @@ def options_from(kind: type[BaseModel]) -> Callable[..., dict[str, Any]]:
             parameters.append(_parameter(name, scalar, field))
         elif field.is_required():
             raise UsageError(f"no option can hold {kind.__name__}'s field '{name}', and it has no default: give it one")
-    given.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    given.__doc__ = getdoc(kind)
-    return given
+    collect.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    collect.__doc__ = getdoc(kind)
+    return collect
 
 
 def _parameter(name: str, scalar: Any, field: FieldInfo) -> Parameter:
-    text, held = field.description or "", scalar
+    text, annotation = field.description or "", scalar
     if not field.is_required():
         default = field.get_default(call_default_factory=True)
         text += "" if default is None else f"  [default: {default}]"
-        held = scalar | None
+        annotation = scalar | None
     return Parameter(
         name,
         Parameter.KEYWORD_ONLY,
         default=Parameter.empty if field.is_required() else None,
-        annotation=Annotated[held, typer.Option(help=text.strip(), show_default=False)],
+        annotation=Annotated[annotation, typer.Option(help=text.strip(), show_default=False)],
     )
 
 
 def _scalar(annotation: Any) -> Any:
-    """The type of an option for a field of type ``annotation``, without None; None where there is no such option."""
+    """The type, without None, of an option for a field of type ``annotation``; None if no option can hold the field."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         return _scalar(arguments[0])
@@ -101,7 +101,7 @@ def _scalar(annotation: Any) -> Any:
     return annotation if annotation in (bool, int, float, str) else None
 
 
-def _where_from(name: str) -> str:
+def _origin_text(name: str) -> str:
     from adedge.methods.registry import GROUP, origin
 
     points = tuple(entry_points(group=GROUP, name=name))

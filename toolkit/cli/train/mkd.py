@@ -14,25 +14,28 @@ def mkd_options(
     budget: Annotated[
         Budget,
         typer.Option(
-            help="quick: some minutes on two cores. paper: the published epochs; for GPUs, and you are told how long "
-            "before it starts."
+            help="quick: a few minutes on two cores. paper: the published number of epochs, meant for a GPU; an "
+            "estimate of the time is printed before training starts."
         ),
     ] = "quick",
     fit: FitOption = "resize",
     size: Annotated[
         int | None,
-        typer.Option(min=32, help="Side of the input in pixels, a multiple of 32.  [default: 128; one-class sets: 32]"),
+        typer.Option(
+            min=32, help="Side of the square input in pixels, a multiple of 32.  [default: 128; one-class sets: 32]"
+        ),
     ] = None,
     sigma: Annotated[
-        float, typer.Option(min=0.1, help="Of the Gaussian filter over the map, in pixels of the input.")
+        float,
+        typer.Option(min=0.1, help="Standard deviation of the map's Gaussian filter, in pixels of the input."),
     ] = 4.0,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the budget's.")] = None,
-    batch: Annotated[int | None, typer.Option(min=2, help="Pictures an iteration, instead of the budget's.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Training iterations; overrides the budget.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Pictures per iteration; overrides the budget.")] = None,
 ) -> dict[str, Any]:
-    """VGG-16 distilled into a small network (MKD, 2021): anomalies are where the two disagree.
+    """MKD (2021): distils VGG-16 into a small network; anomalies are where the two networks disagree.
 
-    The loss is a picture's score, its gradient the map: engines compute both in one graph. VGG-16's weights become
-    part of the bundle (59 MB).
+    The distillation loss is the score, and its gradient is the map; an engine computes both in one graph. The bundle
+    includes VGG-16's weights (59 MB).
 
     Example: `adedge train mkd photos -o bottle.adedge`
     """

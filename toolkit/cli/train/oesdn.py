@@ -8,7 +8,7 @@ import typer
 
 from adedge.cli.train.options import Budget, FitOption
 
-# The command line's own copies of the method's choices: --help must not wait for torch.
+# Copied from the method, so that --help need not import torch.
 Variant = Literal["oe-sdn", "sdn", "ae"]
 Auxiliary = Literal[
     "rotation",
@@ -28,15 +28,16 @@ def oesdn_options(
     variant: Annotated[
         Variant,
         typer.Option(
-            help="oe-sdn: the autoencoder's output against that of a network that imitates its style only. "
-            "sdn: the same without outlier exposure. ae: the autoencoder's output against its input."
+            help="What the autoencoder's output is compared with. oe-sdn: the output of a style network, which only "
+            "imitates the autoencoder's blur. sdn: the same, trained without outlier exposure. ae: the input."
         ),
     ] = "oe-sdn",
     budget: Annotated[
         Budget,
         typer.Option(
-            help="quick: minutes on two cores, on 128 x 128 patches of large pictures. paper: the published "
-            "iterations; hours on a CPU for large pictures, and you are told how many before it starts."
+            help="quick: minutes on two cores, with 128 x 128 patches of large pictures. paper: the published number "
+            "of iterations, hours on a CPU for large pictures; an estimate of the time is printed before training "
+            "starts."
         ),
     ] = "quick",
     fit: FitOption = "resize",
@@ -45,46 +46,51 @@ def oesdn_options(
         typer.Option(
             min=16,
             max=4096,
-            help="Side of the input in pixels, a multiple of 16.  [default: 256; one-class sets: theirs]",
+            help="Side of the square input in pixels, a multiple of 16.  "
+            "[default: 256; one-class sets: their pictures' size]",
         ),
     ] = None,
     color: Annotated[
         Literal["gray", "rgb"] | None,
-        typer.Option(help="What the network sees.  [default: gray where the first picture is gray]"),
+        typer.Option(help="Colour of the network's input.  [default: gray if the first picture is gray, else rgb]"),
     ] = None,
     auxiliary: Annotated[
-        Auxiliary, typer.Option(help="How good pictures become the outliers that oe-sdn must reproduce unchanged.")
+        Auxiliary,
+        typer.Option(
+            help="Transform that turns good pictures into outliers, which oe-sdn learns to reproduce unchanged."
+        ),
     ] = "rotation",
     outlier_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="Lambda: the share of the outliers in oe-sdn's loss.")
+        float, typer.Option(min=0, max=1, help="Weight of the outliers in oe-sdn's loss (lambda).")
     ] = 0.5,
     smoothing: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="Side in pixels of the uniform filter over the map: about the size of the smallest defect that "
-            "matters.  [default: an eighth of --size, 32 for 256; one-class sets: none]",
+            help="Side of the map's uniform filter in pixels: about the size of the smallest defect to detect.  "
+            "[default: --size / 8, 32 for 256; one-class sets: none]",
         ),
     ] = None,
     margin: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Border in pixels that a picture's score leaves out: what a crop's edge cuts off reconstructs badly.",
+            help="Width in pixels of the border that the score ignores: what the edge of a crop cuts off is "
+            "reconstructed badly.",
         ),
     ] = 0,
     ae_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Iterations of the autoencoder, instead of the budget's.")
+        int | None, typer.Option(min=1, help="Training iterations of the autoencoder; overrides the budget.")
     ] = None,
     sdn_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Iterations of the style network, instead of the budget's.")
+        int | None, typer.Option(min=1, help="Training iterations of the style network; overrides the budget.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures an iteration, instead of the budget's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per iteration; overrides the budget.")] = None,
 ) -> dict[str, Any]:
-    """Autoencoder and style network (OE-SDN, 2020): anomalies show where the two disagree.
+    """OE-SDN (2020): an autoencoder and a style network that imitates it; anomalies are where the two disagree.
 
-    Only good pictures are learnt; test pictures, where the data has them, are used for the bundle's self-test and by
-    `adedge benchmark`. Ctrl-C keeps a checkpoint beside the bundle, and the same command resumes it.
+    Only good pictures are used for training. Test pictures, if the data has any, serve the bundle's self-test and
+    `adedge benchmark`. Ctrl-C saves a checkpoint beside the bundle; the same command resumes from it.
 
     Example: `adedge train oesdn photos/good -o bottle.adedge`
     """

@@ -1,4 +1,4 @@
-"""What every `adedge train METHOD` takes and does; what only one method has is in a file of its name."""
+"""Options and behaviour shared by every `adedge train METHOD`; each method's own options are in a file of its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adedge.methods import Method
     from adedge.methods.training import TrainingOptions
 
-# The command line's own copies of the methods' choices: --help must not wait for torch.
+# Copied from the methods, so that --help need not import torch.
 Budget = Literal["quick", "paper"]
 Fit = Literal["resize", "crop"]
 
@@ -28,49 +28,60 @@ Data = Annotated[
     str,
     typer.Argument(
         help="A folder of good pictures; a folder laid out as MVTec AD (train/good, test/KIND, ground_truth/KIND), "
-        "BTAD, VisA or MVTec LOCO AD; a CSV file with columns path, split and label; or a class of a data set to call "
-        "normal: mnist:3, fashion-mnist:0, cifar10:5."
+        "BTAD, VisA or MVTec LOCO AD; a CSV file with the columns path, split and label; or one class of a data set "
+        "to treat as normal, such as mnist:3, fashion-mnist:0 or cifar10:5."
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The bundle (a directory) to write.")]
 Weights = Annotated[
     str,
     typer.Option(
-        help="Weights of the network trained on ImageNet: torchvision (downloaded once), a FILE with torchvision's "
-        "state dict (.pth or .safetensors), or none for random features."
+        help="Weights of the pretrained network: torchvision (trained on ImageNet, downloaded once), a FILE with "
+        "torchvision's state dict (.pth or .safetensors), or none for random features."
     ),
 ]
 FitOption = Annotated[
     Fit,
     typer.Option(
-        help="resize: stretch the whole picture to the input (parts that fill the frame). crop: keep the "
-        "resolution, learn random crops and inspect overlapping tiles (textures, large pictures)."
+        help="resize: stretch the whole picture to the input, for parts that fill the frame. crop: keep the "
+        "resolution, train on random crops and inspect overlapping tiles, for textures and large pictures."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same weights (on a CPU, with as many threads).")]
-Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, help="Random seed. On a CPU, the same seed and number of threads give the same weights."),
+]
+Device = Annotated[str, typer.Option(help="Device to train on, as PyTorch names it: cpu, cuda, cuda:1.")]
 Amp = Annotated[
     bool,
     typer.Option(
-        "--amp", help="Compute in bfloat16 what gains by it: several times faster where the processor has it."
+        "--amp",
+        help="Mixed precision with bfloat16 in the stages that benefit: several times faster on hardware with "
+        "bfloat16 units.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's choice]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: PyTorch's choice]")]
 Holdout = Annotated[
     float,
-    typer.Option(min=0, max=0.9, help="Share of the good pictures kept for calibrate, where the data has none apart."),
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Fraction of the good pictures to hold out for adedge calibrate, unless the data has calibration pictures "
+        "of its own.",
+    ),
 ]
 Root = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of a one-class set's files, in their published formats (idx, CIFAR-10's binary version)."
+        help="Folder with the files of a one-class set, as published (idx, or CIFAR-10's binary version).  "
+        "[default: $ADEDGE_DATA, else ~/.cache/adedge]"
     ),
 ]
-Download = Annotated[bool, typer.Option("--download", help="Allow downloading a one-class set into --root.")]
+Download = Annotated[bool, typer.Option("--download", help="Download a missing one-class set into --root.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them with a warning.")
+    bool, typer.Option("--strict", help="Fail on an unreadable picture instead of skipping it with a warning.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 Restart = Annotated[
     bool,
     typer.Option("--restart", help="Discard the checkpoint of an interrupted training instead of resuming it."),
@@ -78,10 +89,11 @@ Restart = Annotated[
 
 
 def training_command(name: str, options_of: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """What `adedge train NAME` does; Typer reads its options from the signature.
+    """The function behind `adedge train NAME`; Typer reads the options from its signature.
 
-    They are DATA and --output, the parameters of ``options_of``, and then what every training takes. ``options_of``
-    turns its own into the method's options for `Method.for_dataset`; its docstring is the command's help.
+    They are DATA and --output, the parameters of ``options_of``, and then the other shared options. ``options_of``
+    turns its parameters into options for `Method.for_dataset`; its docstring becomes the command's help. Raises
+    `UsageError` if a parameter of ``options_of`` has the name of a shared option.
     """
 
     def run(
@@ -100,16 +112,16 @@ def training_command(name: str, options_of: Callable[..., dict[str, Any]]) -> Ca
         **own: Any,
     ) -> None:
         check_creatable(output, overwrite=overwrite)
-        chosen = options_of(**own)
+        method_options = options_of(**own)
         from adedge.data.datasets import load_dataset
         from adedge.methods import method_named
 
         kind = method_named(name)
         dataset = load_dataset(data, strict=strict, holdout=holdout, root=root, download=download)
         _describe(dataset)
-        method = kind.for_dataset(dataset, **chosen)
+        method = kind.for_dataset(dataset, **method_options)
         if method.plan().input.channels == 3 and dataset.train[0].read().shape[2] == 1:
-            note("grey pictures: their one channel is repeated for the network, which expects three")
+            note("the pictures are grey: their channel is repeated, because the network expects three")
         from adedge.methods.training import TrainingOptions
 
         options = TrainingOptions(
@@ -117,16 +129,17 @@ def training_command(name: str, options_of: Callable[..., dict[str, Any]]) -> Ca
         )
         _train(method, dataset, output, options)
 
-    shared = [one for one in _parameters(run) if one.kind is not Parameter.VAR_KEYWORD]
+    shared = [parameter for parameter in _parameters(run) if parameter.kind is not Parameter.VAR_KEYWORD]
     specific = _parameters(options_of)
-    if taken := {one.name for one in shared} & {one.name for one in specific}:
+    if conflicts := {parameter.name for parameter in shared} & {parameter.name for parameter in specific}:
         raise UsageError(
-            f"the method '{name}' has a field '{min(taken)}', and every training has an option of that name: "
+            f"the method '{name}' has a field '{min(conflicts)}', and every training has an option of that name: "
             "rename the field"
         )
-    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*shared[:2], *specific, *shared[2:])]
+    ordered = (*shared[:2], *specific, *shared[2:])
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in ordered]
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = options_of.__doc__
     return run
 
@@ -136,13 +149,13 @@ def _parameters(function: Callable[..., object]) -> list[Parameter]:
 
 
 def warn_of_random_features(weights: str) -> None:
-    """Say that random features are no good features."""
+    """Warn if ``weights`` is "none"."""
     if weights == "none":
-        warn("--weights none: the features are random; expect a far worse detector than with ImageNet weights")
+        warn("--weights none: the features are random; expect far worse detection than with ImageNet weights")
 
 
 def _describe(dataset: Dataset) -> None:
-    """Warn of pictures that were skipped and say how many there are."""
+    """Warn about skipped pictures and print the size of each split."""
     for sentence in dataset.skipped:
         warn(sentence)
     note(
@@ -152,7 +165,7 @@ def _describe(dataset: Dataset) -> None:
 
 
 def _train(method: Method, dataset: Dataset, output: Path, options: TrainingOptions) -> None:
-    """Train with a progress bar for each stage; say how an interrupted training goes on, and what comes next."""
+    """Train with a progress bar for each stage; print the next command, or how to resume after an interrupt."""
     from adedge.methods.training import checkpoint_directory, train
 
     try:
@@ -161,24 +174,24 @@ def _train(method: Method, dataset: Dataset, output: Path, options: TrainingOpti
     except KeyboardInterrupt:
         checkpoint = checkpoint_directory(output)
         if checkpoint.is_dir():
-            note(f"interrupted: the same command resumes from {checkpoint}, --restart begins anew")
+            note(f"interrupted: repeat the command to resume from {checkpoint}, or add --restart to start over")
         raise
     note(f"wrote {output}; next: adedge export {output}")
 
 
 @contextmanager
 def _bar_per_stage() -> Iterator[Progress]:
-    """A progress bar for each stage, opened by the first report ("<stage>: ...") of it."""
+    """A progress bar for each stage, opened at the stage's first report ("<stage>: ...")."""
     with ExitStack() as bars:
-        shown = ""
+        current = ""
         bar: Progress | None = None
 
         def step(done: int, total: int, text: str) -> None:
-            nonlocal shown, bar
+            nonlocal current, bar
             stage, _, detail = text.partition(": ")
-            if bar is None or stage != shown:
+            if bar is None or stage != current:
                 bars.close()
-                shown, bar = stage, bars.enter_context(progress(f"training {stage}"))
+                current, bar = stage, bars.enter_context(progress(f"training {stage}"))
             bar(done, total, detail)
 
         yield step

@@ -16,35 +16,35 @@ def students_options(
     patch: Annotated[
         list[str] | None,
         typer.Option(
-            help="Side in pixels of the patches that are described: 17, 33, 65, or several (--patch 17,33,65, or the "
-            "option repeated), whose maps are averaged. About the size of the defects; larger ones see more "
-            "context.  [default: 33]",
+            help="Side of the patches in pixels: 17, 33 or 65, about the size of the defects; larger patches see more "
+            "context. With several (--patch 17,33,65, or --patch repeated), their maps are averaged.  [default: 33]",
             show_default=False,
         ),
     ] = None,
     budget: Annotated[
         Budget,
         typer.Option(
-            help="quick: for p = 33, tens of minutes on two cores, a few with --amp on a recent Xeon. paper: the "
-            "published iterations, on every pixel; for GPUs, and you are told how long before it starts."
+            help="quick: for --patch 33, tens of minutes on two cores, or a few with --amp on a recent Xeon. paper: "
+            "the published number of iterations on every pixel, meant for a GPU; an estimate of the time is printed "
+            "before training starts."
         ),
     ] = "quick",
     members: Annotated[
         int | None,
-        typer.Option("--students", min=1, help="Students of each scale.  [default: 3; one-class sets: 5]"),
+        typer.Option("--students", min=1, help="Students per patch size.  [default: 3; one-class sets: 5]"),
     ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Take the teachers from this bundle of an earlier training (or its weights.safetensors) instead of "
-            "training them: a teacher knows nothing of the product, so one that learnt long serves all of them."
+            help="Reuse the teachers of this bundle (or weights.safetensors file) instead of training new ones. "
+            "Teachers do not depend on the product, so a well-trained one serves them all."
         ),
     ] = None,
     teacher_data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures that the teacher learns from: natural photographs, the more kinds the better.  "
-            "[default: the training pictures, for want of better ones]",
+            help="Folder of pictures to train the teacher on: natural photographs, as varied as possible.  "
+            "[default: the training pictures, which give a weaker teacher]",
             show_default=False,
         ),
     ] = None,
@@ -54,21 +54,25 @@ def students_options(
         typer.Option(
             "--lambda-k",
             min=0,
-            help="Weight of distilling ResNet-18 in the teacher's loss. 0 needs no pretrained network: the teacher "
-            "then learns by --lambda-m 1.",
+            help="Weight in the teacher's loss of distillation from a pretrained ResNet-18. With 0, which needs no "
+            "pretrained network, set --lambda-m 1.",
         ),
     ] = 1.0,
     lambda_m: Annotated[
-        float, typer.Option("--lambda-m", min=0, help="Weight of metric learning from triplets of patches.")
+        float,
+        typer.Option("--lambda-m", min=0, help="Weight in the teacher's loss of metric learning on patch triplets."),
     ] = 0.0,
     lambda_c: Annotated[
-        float, typer.Option("--lambda-c", min=0, help="Weight of compactness: descriptors that do not repeat.")
+        float,
+        typer.Option(
+            "--lambda-c", min=0, help="Weight in the teacher's loss of compactness, which decorrelates descriptors."
+        ),
     ] = 1.0,
     output_stride: Annotated[
         int | None,
         typer.Option(
-            help="1: a score for every pixel. 2, 4, 8: for every second, fourth, eighth one of a row and column, "
-            "interpolated between; for p = 33 six times less arithmetic at 4, and defects of a few pixels blur.  "
+            help="Spacing in pixels of the computed scores: 1, 2, 4 or 8, with interpolation between them. For "
+            "--patch 33, 4 takes a sixth of the arithmetic of 1, but blurs defects of a few pixels.  "
             "[default: 4 for quick, 1 for paper]",
             show_default=False,
         ),
@@ -76,31 +80,32 @@ def students_options(
     fit: FitOption = "resize",
     size: Annotated[
         int | None,
-        typer.Option(min=16, max=4096, help="Side of the input in pixels, a multiple of 8.  [default: 256]"),
+        typer.Option(min=16, max=4096, help="Side of the square input in pixels, a multiple of 8.  [default: 256]"),
     ] = None,
     margin: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Border in pixels that a picture's score leaves out, where patches see mirror images; what lies there "
-            "is in the patches further inside too.  [default: half the largest patch]",
+            help="Width in pixels of the border that the score ignores, because patches there are padded by mirroring; "
+            "patches further inside still cover it.  [default: half the largest patch]",
             show_default=False,
         ),
     ] = None,
     teacher_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Iterations of each teacher, instead of the budget's.")
+        int | None, typer.Option(min=1, help="Training iterations of each teacher; overrides the budget.")
     ] = None,
     student_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Iterations of the students of each scale, instead of the budget's.")
+        int | None,
+        typer.Option(min=1, help="Training iterations of the students of each patch size; overrides the budget."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures an iteration of the students, instead of the budget's.")
+        int | None, typer.Option(min=1, help="Pictures per iteration when training students; overrides the budget.")
     ] = None,
 ) -> dict[str, Any]:
-    """Uninformed Students (2020): anomalies show where students cannot repeat what a teacher says of each patch.
+    """Uninformed Students (2020): students regress a teacher's descriptor of each patch; on anomalies they fail.
 
-    The teacher learns to describe patches of natural pictures, once and for all products; students learn its
-    descriptors on good parts only. A tenth of the good pictures is kept to normalise the scores with.
+    The teacher learns to describe patches of natural pictures, once for all products; the students learn its
+    descriptors on good parts only. A tenth of the good pictures is set aside to normalise the scores.
 
     Examples: `adedge train students photos/good -o bottle.adedge --teacher-data natural --weights resnet18.pth`, and
     for the next product `adedge train students caps/good -o cap.adedge --teacher bottle.adedge`
@@ -109,8 +114,8 @@ def students_options(
         warn_of_random_features(weights)
     if teacher is None and teacher_data is None:
         note(
-            "the teacher learns from the training pictures alone: it describes more when it has seen a thousand "
-            "natural photographs (--teacher-data), or when an earlier one is reused (--teacher)"
+            "the teacher learns from the training pictures alone: for better descriptors, train it on a thousand "
+            "natural photographs (--teacher-data), or reuse an earlier teacher (--teacher)"
         )
     return {
         "budget": budget,
@@ -133,9 +138,9 @@ def students_options(
 
 
 def parse_patches(texts: list[str] | None) -> tuple[int, ...] | None:
-    """["17", "33,65"] -> (17, 33, 65), in ascending order; None where nothing was given.
+    """["17", "33,65"] -> (17, 33, 65), in ascending order; None if ``texts`` is empty or None.
 
-    Raises `UsageError` for what is no number.
+    Raises `UsageError` for a part that is not a number.
     """
     if not texts:
         return None

@@ -1,1 +1,1 @@
-"""AE + OE-SDN: an autoencoder, and a style network that learns to tell its reconstruction from outliers made of it."""
+"""AE + OE-SDN: an autoencoder, and a style network that imitates its blur but must reproduce outliers unchanged."""

@@ -1,8 +1,8 @@
-"""Outlier exposure without outliers: pictures made from good ones that are no longer good (OE-SDN paper, Table 3).
+"""Outlier exposure without outliers: transforms that turn good pictures into outliers (OE-SDN paper, Table 3).
 
-Each transform takes x (N, C, H, W) float in [0, 1], the random generator of this iteration and the detector's networks,
-and returns a batch of the same shape, without gradient. The paper names the transforms but not their strengths: those
-are choices, stated at each.
+Each transform takes x (N, C, H, W) float in [0, 1], the iteration's random generator and the detector's networks, and
+returns a batch of the same shape, without gradient. The paper names the transforms but not their strengths, which are
+our choices: see each docstring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Transform = Callable[[Tensor, np.random.Generator, nn.ModuleDict], Tensor]
 
 
 def rotation(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict) -> Tensor:
-    """Each picture turned by 90, 180 or 270 degrees, equally likely; pictures are square."""
+    """Each picture rotated by 90, 180 or 270 degrees, equally likely; pictures are square."""
     quarters = rng.integers(1, 4, size=len(x))
     return torch.stack([torch.rot90(picture, int(k), (1, 2)) for picture, k in zip(x, quarters, strict=True)])
 
@@ -40,7 +40,7 @@ def horizontal_flip(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict
 def shear(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict) -> Tensor:
     """Rows shifted in proportion to their distance from the middle: by 0.3 to 0.6 pixels per row (choice), either way.
 
-    Bilinear; what comes from outside repeats the border.
+    Bilinear; pixels from outside the picture repeat its border.
     """
     slopes = rng.uniform(0.3, 0.6, size=len(x)) * rng.choice([-1.0, 1.0], size=len(x))
     height, width = x.shape[2:]
@@ -78,16 +78,16 @@ def svd_blur(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict) -> Te
     """
     rank = max(1, min(x.shape[2:]) // 8)
     left, values, right = torch.linalg.svd(x, full_matrices=False)
-    kept = left[..., :rank] * values[..., None, :rank]
-    blurred: Tensor = kept @ right[..., :rank, :]
+    scaled = left[..., :rank] * values[..., None, :rank]
+    blurred: Tensor = scaled @ right[..., :rank, :]
     return blurred
 
 
 def reconstruction(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict) -> Tensor:
-    """What the trained autoencoder makes of it."""
+    """The trained autoencoder's reconstruction of x."""
     with torch.no_grad():
-        made: Tensor = networks["ae"](x)
-        return made.float()
+        output: Tensor = networks["ae"](x)
+        return output.float()
 
 
 def adversarial_noise(x: Tensor, rng: np.random.Generator, networks: nn.ModuleDict) -> Tensor:

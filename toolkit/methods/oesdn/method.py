@@ -1,8 +1,8 @@
 """AE + OE-SDN, "Unsupervised Anomaly Detection Using Style Distillation" (Chung et al., IEEE Access 2020).
 
-An autoencoder (AE) reconstructs its input through a bottleneck: it blurs good pictures a little (style) and turns bad
-ones into good ones (content). A large network without bottleneck (OE-SDN) learns to imitate the first but, kept honest
-by pictures that are not good, not the second. The anomaly map is the DSSIM of the two outputs (equation 6).
+An autoencoder (AE) reconstructs its input through a bottleneck: it blurs good pictures slightly (style) and removes
+anomalies (content). A large network without a bottleneck (OE-SDN) learns to imitate the style but not the content,
+because it must reproduce outliers unchanged. The anomaly map is the DSSIM of the two outputs (equation 6).
 
 Variants: ``oe-sdn``; ``sdn``, the same without outlier exposure (lambda = 0); ``ae``, the DSSIM of input and
 reconstruction (equation 2).
@@ -47,7 +47,7 @@ SLOPE = 0.005  # of every LeakyReLU in the autoencoders
 
 
 class DenseAutoencoder(nn.Module):
-    """Fully connected autoencoder of small pictures: 128-64-32-10 units and back, no activation at the end.
+    """Fully connected autoencoder for small pictures: 128-64-32-10 units and back, no activation at the end.
 
     (N, C, H, W) -> (N, C, H, W), H = W = ``size``.
     """
@@ -69,11 +69,11 @@ class DenseAutoencoder(nn.Module):
 
 
 class ConvolutionalAutoencoder(nn.Module):
-    """Convolutional autoencoder of large pictures (Figure 5): (N, C, H, W) -> the same, H and W multiples of 16.
+    """Convolutional autoencoder for large pictures (Figure 5): (N, C, H, W) -> the same, H and W multiples of 16.
 
-    Two convolutions a block and a last convolution of 1x1 are choices: the paper gives the filters (8, 16, 32, 64; 128
-    between; back), the kernel 3x3 of all but the last, the stride 2 of each encoder block's first convolution, and the
-    bilinear upsampling that starts each decoder block.
+    Two convolutions per block and a last convolution of 1x1 are our choices. The paper gives the filters (8, 16, 32,
+    64; 128 in the bottleneck; back), the 3x3 kernels of all but the last, stride 2 in each encoder block's first
+    convolution, and bilinear upsampling at the start of each decoder block.
     """
 
     FILTERS = (8, 16, 32, 64)
@@ -93,8 +93,8 @@ class ConvolutionalAutoencoder(nn.Module):
             width = filters
         last = nn.Conv2d(width, channels, 1)
         self.layers = nn.Sequential(*layers, last)
-        # PyTorch's default weights shrink the signal layer by layer: some seeds then never leave the mean of all
-        # pictures. The last layer keeps them, and its output begins at middle grey: else some seeds end at black.
+        # PyTorch's default initialisation shrinks the signal layer by layer: with some seeds the output then stays at
+        # the mean of all pictures. The last layer keeps it, with a bias of middle grey: else some seeds end at black.
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
@@ -114,7 +114,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(ReLU(conv(x))), both 3x3; shape kept."""
+    """x + conv(ReLU(conv(x))), both 3x3, of the same shape."""
 
     def __init__(self, filters: int) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(filters, filters, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to x what two convolutions make of it."""
+        """Add the residual to x."""
         y: Tensor = self.second(torch.relu(self.first(x)))
         return x + y
 
 
 class AttentionMask(nn.Module):
-    """The mask branch: a gate in (0, 1) for every value of x, looked at from half the resolution. Shape kept."""
+    """The mask branch: a gate in (0, 1) for every value of x, computed with half the resolution; of the same shape."""
 
     def __init__(self, filters: int) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class StyleNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Imitate what the autoencoder does to x."""
+        """Imitate the autoencoder on x."""
         features = self.head(x)
         features = features + self.trunk(features) * self.mask(features)
         y: Tensor = self.tail(features)
@@ -188,10 +188,9 @@ class Detector(nn.Module):
 class Budget:
     """Iterations, batch sizes, Adam's learning rates, and the side of the patches (None: whole inputs).
 
-    A share ``start`` of the AE's iterations minimises squared errors. A bright line is rebuilt as a blurred one then,
-    and moved to its place later; DSSIM alone finds nothing better than nothing until the line is in its place, and of
-    a pattern's two directions some seeds never learn the rarer one. In both stages the rate rises for ``warm_up``
-    iterations.
+    The first fraction ``start`` of the AE's iterations minimises the squared error, with which a bright line appears
+    blurred at first and moves into place later. DSSIM alone does not reward a line before it is in place, and with some
+    seeds never learns the rarer of a pattern's two directions. In both parts the rate rises for ``warm_up`` iterations.
     """
 
     ae_iterations: int
@@ -213,7 +212,7 @@ BUDGETS: dict[tuple[str, Architecture], Budget] = {
     ("paper", "convolutional"): Budget(
         ae_iterations=10_000, sdn_iterations=1_000, batch=20, ae_learning_rate=1e-4, sdn_learning_rate=1e-4
     ),
-    # Minutes on two cores. Larger learning rates that fall to zero make up for some of the missing iterations.
+    # Minutes on two cores: larger learning rates that fall to zero make up for some of the missing iterations.
     ("quick", "dense"): Budget(
         ae_iterations=10_000,
         sdn_iterations=300,
@@ -237,14 +236,14 @@ BUDGETS: dict[tuple[str, Architecture], Budget] = {
 
 
 class OeSdn(Record):
-    """A training of AE + OE-SDN, its options chosen.
+    """Options of an AE + OE-SDN training.
 
-    ``size`` is the side of the square input in pixels. ``fit`` says how a picture becomes one: "resize" stretches all
-    of it (objects, small pictures); "crop" keeps its resolution, trains on random crops and looks at overlapping tiles
-    of stride size / 4 (textures). ``one_class`` scores a picture by the mean of its map instead of the maximum of the
-    smoothed map; ``smoothing`` is the side of its uniform filter, by default an eighth of the input (the paper's 32 for
-    256), and ``margin`` the width of the border that the maximum leaves out. Other options that are None come from the
-    budget.
+    ``size`` is the side of the square input in pixels. ``fit`` "resize" stretches the whole picture to it (objects,
+    small pictures); "crop" keeps the resolution, trains on random crops and inspects overlapping tiles of stride
+    size / 4 (textures). ``one_class`` scores a picture by the mean of its map instead of the maximum of the smoothed
+    map. ``smoothing`` is the side of the uniform filter in pixels, by default an eighth of the input (32 for 256, as in
+    the paper); ``margin`` is the width of the border that the maximum ignores. Other options that are None come from
+    the budget.
     """
 
     name: ClassVar[str] = "oesdn"
@@ -268,17 +267,17 @@ class OeSdn(Record):
     @model_validator(mode="after")
     def _consistent(self) -> OeSdn:
         if self.architecture == "convolutional" and self.size % 16:
-            raise ValueError(f"size {self.size} is not a multiple of 16, which the convolutional autoencoder needs")
+            raise ValueError(f"size {self.size} is not a multiple of 16, which the convolutional autoencoder requires")
         if self.architecture == "dense" and (self.size % 2 or self.fit == "crop"):
             raise ValueError("the dense autoencoder takes whole pictures (fit 'resize') of an even size")
         return self
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> OeSdn:
-        """Options that fit ``dataset``: those given, and for one-class sets (small pictures in one file) theirs.
+        """The method with ``options``; one-class sets (small pictures in one file) have defaults of their own.
 
-        A folder's pictures are seen in grey where the first one is grey, unless ``channels`` is given. Raises
-        `UsageError` naming the first option that cannot be.
+        ``channels`` defaults to that of the first picture. Raises `UsageError` naming the first invalid option,
+        `DataError` without pictures.
         """
         first = first_sample(dataset)
         height, _, channels = first.read().shape
@@ -327,7 +326,7 @@ class OeSdn(Record):
             crop=crop,
             schedule=budget.schedule,
             warm_up=min(budget.warm_up, iterations // 20),
-            # A small network gains nothing from bfloat16, and its rounded output would be the next stage's target.
+            # bfloat16 does not speed up a small network, and its rounded output would be the next stage's target.
             autocast=False,
         )
         start = replace(ae, name="ae-start", network="ae", iterations=first, schedule="constant")
@@ -343,10 +342,10 @@ class OeSdn(Record):
         return (start, *stages) if first else stages
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[Tensor]) -> None:
-        """Neither stage needs more than the networks."""
+        """Nothing to prepare."""
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
-        """Equation 1 with DSSIM for the AE after its start; equation 5 with MSD for the OE-SDN, whose AE is frozen."""
+        """Equation 1 with DSSIM for the AE (MSD at the start); equation 5 with MSD for the OE-SDN, with a frozen AE."""
         ae = networks["ae"]
         if stage.name == "ae-start":
             return lambda x, rng: msd_loss(ae(x), x)
@@ -358,15 +357,15 @@ class OeSdn(Record):
         transform = TRANSFORMS[self.auxiliary]
 
         def style_loss(x: Tensor, rng: np.random.Generator) -> Tensor:
-            # What the OE-SDN is asked for is not rounded: bfloat16 has three digits, and no place for a sheared pixel.
+            # Targets are computed in float32: bfloat16's three digits are too few, also for a shear's coordinates.
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 target = ae(x)
                 outliers = x if weight == 0 else transform(x, rng, networks).detach()
             if weight == 0:
                 return msd_loss(sdn(x), target)
-            # One pass over both halves is faster than two, and the same: no layer mixes pictures.
-            imitated, kept = sdn(torch.cat([x, outliers])).split(len(x))
-            return (1 - weight) * msd_loss(imitated, target) + weight * msd_loss(kept, outliers)
+            # One pass over both halves is faster than two and equivalent: no layer mixes pictures.
+            imitation, reproduction = sdn(torch.cat([x, outliers])).split(len(x))
+            return (1 - weight) * msd_loss(imitation, target) + weight * msd_loss(reproduction, outliers)
 
         return style_loss
 
@@ -384,5 +383,5 @@ class OeSdn(Record):
 
     @staticmethod
     def deploy(networks: nn.ModuleDict) -> nn.Module:
-        """Both networks as one module; see `Detector`."""
+        """Both networks in one module; see `Detector`."""
         return Detector(**networks)

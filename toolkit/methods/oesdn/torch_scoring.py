@@ -1,4 +1,4 @@
-"""DSSIM that gradients flow through: what networks are trained on, equal to `adedge.scoring` on valid windows."""
+"""Differentiable DSSIM for training, equal to `adedge.scoring` on valid windows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def dssim(a: Tensor, b: Tensor, *, window: int = 7, data_range: float = 1.0) -> 
     """
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     with torch.autocast(a.device.type, enabled=False):
-        # Pooling few channels is twice as fast on contiguous pictures as on the networks' channels-last ones.
+        # With few channels, pooling is twice as fast on contiguous tensors as on channels-last ones.
         a, b = a.to(wide).contiguous(), b.to(wide).contiguous()
         mean_a, mean_b, square_a, square_b, product = (
             F.avg_pool2d(x, window, stride=1) for x in (a, b, a * a, b * b, a * b)
         )
-        # A sample's variance divides by n - 1; the mean over the window divided by n.
+        # The sample variance divides by n - 1, the mean over the window by n.
         unbiased = window**2 / (window**2 - 1)
         variance_a = unbiased * (square_a - mean_a * mean_a)
         variance_b = unbiased * (square_b - mean_b * mean_b)

@@ -1,1 +1,1 @@
-"""Uninformed Students: networks that learn a teacher's description of every patch of good pictures."""
+"""Uninformed Students: networks that regress a teacher's descriptors of the patches of good pictures."""

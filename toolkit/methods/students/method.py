@@ -1,11 +1,10 @@
 """Uninformed Students: student-teacher anomaly detection with discriminative latent embeddings (Bergmann et al. 2020).
 
-A teacher learns on natural pictures to describe patches. An ensemble of students, which see good parts only, learns to
-repeat its descriptors. On an anomaly the students miss the teacher's descriptor (regression error) and each other
-(predictive variance). The side p of the patches is the scale at which anomalies are looked for; maps of several scales
-are averaged.
+A teacher learns to describe patches of natural pictures. An ensemble of students learns to regress its descriptors on
+good parts only. On an anomaly the students deviate from the teacher (regression error) and from each other (predictive
+variance). The side p of the patches is the scale of the anomalies to detect; maps of several scales are averaged.
 
-A teacher knows nothing of the product: trained once (on many pictures, for long), it serves every product.
+A teacher does not depend on the product: trained once, on many pictures and for long, it serves every product.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from adedge.methods.students.teaching import (
 )
 from adedge.specs import ReadyMap, Record, ScoreSpec
 
-VALIDATION = 0.1  # share of the training pictures over which the scores are normalised
+VALIDATION = 0.1  # fraction of the training pictures used to normalise the scores
 EPOCHS = 100  # of the students, as published
 
 
@@ -55,7 +54,7 @@ EPOCHS = 100  # of the students, as published
 
 
 class Teacher(nn.Module):
-    """The describing network and, while it learns from a pretrained one, what decodes descriptors to ``features``."""
+    """The descriptor network and, for distillation, a decoder from descriptors to ``features`` pretrained features."""
 
     feature_mean: Tensor
     feature_std: Tensor
@@ -70,13 +69,13 @@ class Teacher(nn.Module):
 
 
 class Students(nn.Module):
-    """An ensemble of one scale, with the statistics that turn its outputs into scores.
+    """The ensemble of one scale, with the statistics that turn its outputs into scores.
 
     ``mean`` and ``std`` (1, 128, 1, 1) standardise the teacher's descriptors; the other buffers are scalars: mean and
     standard deviation of the regression error and of the predictive variance on good pictures.
 
-    The members stay networks of their own: as one grouped convolution they were slower on a CPU (a fifth in training,
-    a quarter on a picture), and a GPU has its fastest kernels for plain ones.
+    The members are separate networks: grouped convolutions were slower on a CPU (by a fifth in training, by a quarter
+    on whole pictures), and on a GPU the fastest kernels are those of plain convolutions.
     """
 
     mean: Tensor
@@ -102,11 +101,11 @@ class Students(nn.Module):
 
 
 def error_and_variance(predictions: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
-    """Regression error (equation 8) and predictive variance (equation 10), each over 128: (N, 1, h, w) twice.
+    """Regression error (equation 8) and predictive variance (equation 10), each divided by 128: (N, 1, h, w) twice.
 
-    ``predictions`` and ``target`` are (N, 128, h, w). Means of squares in place of sums stay within FP16, and change
-    nothing once both are normalised. The variance is that about the students' mean: equation 10 with nothing to cancel
-    out. It is not for training: differences are squared in place, which is quicker on whole pictures.
+    ``predictions`` and ``target`` are (N, 128, h, w). Means of squares instead of sums stay within FP16, and make no
+    difference after normalisation. The variance is computed about the students' mean, which equals equation 10 without
+    its cancellation. Not differentiable: differences are squared in place, which is faster on whole pictures.
     """
     mean = sum(predictions[1:], start=predictions[0]) / len(predictions)
     error = _mean_square(mean - target)
@@ -115,15 +114,15 @@ def error_and_variance(predictions: Sequence[Tensor], target: Tensor) -> tuple[T
 
 
 def _mean_square(difference: Tensor) -> Tensor:
-    # Divided before it is squared: the sum stays within FP16. (ONNX 18 changed ReduceMean, not ReduceSum.)
+    # Scaled before squaring, so that the sum stays within FP16. (A sum, because ONNX opset 18 changed ReduceMean.)
     difference.mul_(DESCRIPTOR**-0.5)
     return difference.mul_(difference).sum(1, keepdim=True)
 
 
 class Scale(nn.Module):
-    """Teacher and students of one scale on pictures: the sum of both scores, normalised (equation 11).
+    """Teacher and students of one scale: the sum of both scores, normalised (equation 11).
 
-    (N, 3, H, W) -> (N, 1, H / stride, W / stride); with ``stride`` None the picture is one patch, not padded:
+    (N, 3, H, W) -> (N, 1, H / stride, W / stride); with ``stride`` None the picture is a single patch without padding:
     (N, 3, p, p) -> (N, 1, 1, 1).
     """
 
@@ -132,7 +131,7 @@ class Scale(nn.Module):
         self.teacher = standardised(teacher, students)
         self.students = students
         self.stride = stride
-        # A lone student has no variance, and that no spread to be divided by.
+        # A single student has no predictive variance, and thus a standard deviation of 0.
         error, variance = float(students.error_std), float(students.variance_std)
         self.error_scale = 1 / error if error > 0 else 0.0
         self.variance_scale = 1 / variance if variance > 0 else 0.0
@@ -148,10 +147,10 @@ class Scale(nn.Module):
 
 
 def standardised(teacher: Teacher, students: Students) -> PatchNetwork:
-    """The teacher's network with what the students learn as its output: (y - mu) / sigma in equation 7.
+    """A copy of the teacher's network with standardised output, (y - mu) / sigma in equation 7: the students' target.
 
-    A copy, whose last convolution subtracts and divides: in FP16 and bfloat16 a descriptor with a large mean and a
-    small standard deviation would else be rounded before the mean is taken away.
+    The last convolution subtracts and divides: in FP16 and bfloat16 a descriptor with a large mean and a small standard
+    deviation would otherwise be rounded before the mean is subtracted.
     """
     network = copy.deepcopy(teacher.network)
     last = network.convolutions[-1]
@@ -164,9 +163,9 @@ def standardised(teacher: Teacher, students: Students) -> PatchNetwork:
 
 
 class Detector(nn.Module):
-    """All scales averaged (equation 12), at the picture's size: (N, 3, H, W) -> (map (N, 1, H, W),).
+    """The mean of all scales (equation 12) at the picture's size: (N, 3, H, W) -> (map (N, 1, H, W),).
 
-    Scores of every ``stride``-th pixel are interpolated (bilinear) between.
+    Scores are upsampled bilinearly by the factor ``enlargement``.
     """
 
     def __init__(self, scales: Sequence[Scale], enlargement: int) -> None:
@@ -184,7 +183,7 @@ class Detector(nn.Module):
 
 
 class Networks(nn.ModuleDict):
-    """Under "teacher_33" and "students_33" those of p = 33, and so on; ``stride`` None: pictures are single patches."""
+    """Keys "teacher_33" and "students_33" for p = 33, and so on; pictures are single patches if ``stride`` is None."""
 
     def __init__(self, patches: Sequence[int], members: int, features: int, stride: int | None) -> None:
         super().__init__()
@@ -200,16 +199,16 @@ class Networks(nn.ModuleDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Iterations, batches and Adam's learning rates of teacher and students; weight decay is 1e-5 throughout.
+    """Iterations, batch sizes and Adam's learning rates of teacher and students; weight decay is always 1e-5.
 
-    The students learn from every pixel of whole pictures where ``crops`` is None; else from one square a picture of
-    the side that it gives for each patch size, at the patch-wise network's own stride: a sixth of the arithmetic for
-    p = 33, and over the iterations every pixel has its turn.
+    With ``crops`` None the students learn from every pixel of whole pictures. Otherwise they learn from one random
+    square per picture, whose side ``crops`` gives for each patch size, at the patch-wise network's own stride: a sixth
+    of the arithmetic for p = 33, and over the iterations every pixel is covered.
     """
 
     teacher_iterations: int
     teacher_learning_rate: float
-    student_iterations: int | None  # None: EPOCHS of them
+    student_iterations: int | None  # None: EPOCHS epochs
     student_batch: int
     student_learning_rate: float
     crops: dict[int, int] | None = None
@@ -239,21 +238,21 @@ BUDGETS: dict[str, Budget] = {
         schedule="cosine",
     ),
 }
-ONE_CLASS_BATCH = 64  # one patch a picture
+ONE_CLASS_BATCH = 64  # each picture is a single patch
 
 
 class UninformedStudents(Record):
-    """A training of teachers and students, its options chosen.
+    """Options of a training of teachers and students.
 
-    ``patches`` are the scales. ``size`` is the side of the square input in pixels; ``fit`` as in other methods:
-    "resize" stretches the picture to it, "crop" keeps the resolution and looks at overlapping tiles. ``one_class``
-    makes each picture one patch (``size`` = p). ``margin`` is the border that a picture's score leaves out, by default
-    half the largest patch. ``teacher`` names a bundle or a safetensors file of one to take the teachers from; without
-    it they are trained, on the pictures of ``teacher_data`` (None: the training pictures), with the weights
-    ``lambda_k`` (distillation), ``lambda_m`` (metric learning) and ``lambda_c`` (compactness) of equation
-    6. ``weights`` ("torchvision", "none" or a file) are the pretrained network's, ``features`` counts its outputs; the
-    digests are those of what was used. ``pictures`` is how many there are to train on: the paper counts epochs. Other
-    options that are None come from the budget.
+    ``patches`` are the scales: the sides of the patches in pixels. ``size`` is the side of the square input in pixels.
+    ``fit`` "resize" stretches the picture to it; "crop" keeps the resolution and uses overlapping tiles. ``one_class``
+    makes each picture a single patch (``size`` = p). ``margin`` is the width of the border that the score ignores, by
+    default half the largest patch. ``teacher`` names a bundle, or its safetensors file, to take the teachers from;
+    without it they are trained on the pictures of ``teacher_data`` (None: the training pictures) with the weights
+    ``lambda_k`` (distillation), ``lambda_m`` (metric learning) and ``lambda_c`` (compactness) of equation 6.
+    ``weights`` ("torchvision", "none" or a file) are the pretrained network's, and ``features`` is the number of its
+    outputs; the digests identify the teacher, pictures and weights that were used. ``pictures`` is the number of
+    training pictures, because the paper counts epochs. Other options that are None come from the budget.
     """
 
     name: ClassVar[str] = "students"
@@ -288,19 +287,21 @@ class UninformedStudents(Record):
         if unexpected or not self.patches or len(set(self.patches)) < len(self.patches):
             raise ValueError(f"patch sizes are some of {', '.join(map(str, PATCHES))}, each once")
         if self.output_stride is not None and self.output_stride not in STRIDES:
-            raise ValueError(f"the output stride is one of {', '.join(map(str, STRIDES))}, not {self.output_stride}")
+            raise ValueError(
+                f"the output stride must be one of {', '.join(map(str, STRIDES))}, not {self.output_stride}"
+            )
         if self.one_class:
             if self.patches != (self.size,):
                 raise ValueError("pictures of a one-class set are single patches: choose one patch size")
             if self.fit == "crop" or (self.output_stride or 1) > 1:
                 raise ValueError("pictures of a one-class set are single patches: neither tiles nor an output stride")
         elif 2 * (self.margin or 0) >= self.size:
-            raise ValueError(f"a margin of {self.margin} pixels leaves nothing of {self.size}")
+            raise ValueError(f"a margin of {self.margin} pixels leaves nothing of {self.size}: choose a smaller one")
         elif self.size % max(STRIDES) or self.size <= max(self.patches) // 2:
-            least = f"more than {max(self.patches) // 2}"
-            raise ValueError(f"size {self.size} must be a multiple of {max(STRIDES)} and {least} for these patches")
+            minimum = f"more than {max(self.patches) // 2}"
+            raise ValueError(f"size {self.size} must be a multiple of {max(STRIDES)} and {minimum} for these patches")
         if self.teacher is None and self.lambda_k == 0 == self.lambda_m:
-            raise ValueError("a teacher learns nothing with lambda_k and lambda_m both 0")
+            raise ValueError("a teacher learns nothing with lambda_k and lambda_m both 0: set lambda_m to 1")
         return self
 
     @field_serializer("patches")
@@ -309,33 +310,33 @@ class UninformedStudents(Record):
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> UninformedStudents:
-        """Options that fit ``dataset``: those given, and for one-class sets theirs (five students, whole pictures).
+        """The method with ``options``; one-class sets default to five students and single patches.
 
-        A pretrained network, a given teacher and its pictures are looked at here: a wrong one is named before anything
-        is trained, and digests are recorded. Raises `UsageError` naming the first option that cannot be, `BundleError`
-        for a file without the teachers, `DataError` for weights or pictures that cannot be had.
+        Reads the pretrained network, or the teacher to reuse, and the teacher's pictures, to report a wrong one before
+        training and to record digests. Raises `UsageError` naming the first invalid option, `BundleError` for a file
+        without the teachers, `DataError` for weights or pictures that cannot be read.
         """
         fitting: dict[str, Any] = {"pictures": max(1, round(len(dataset.train) * (1 - VALIDATION)))}
         if first_sample(dataset).path is None:
             patches = tuple(options.get("patches") or (33,))
             fitting.update(one_class=True, members=5, patches=patches, size=patches[0])
         method = configured(cls, options, fitting)
-        found: dict[str, Any] = {}
+        digests: dict[str, Any] = {}
         if method.teacher is not None:
             teachers_from_file(Path(method.teacher), method.patches)
-            found["teacher_digest"] = sha256_of(_weights_file(Path(method.teacher)))
+            digests["teacher_digest"] = sha256_of(_weights_file(Path(method.teacher)))
         else:
             if method.teacher_data is not None:
-                found["teacher_data_digest"] = load_dataset(method.teacher_data, holdout=0).digest
+                digests["teacher_data_digest"] = load_dataset(method.teacher_data, holdout=0).digest
             if method.lambda_k > 0:
                 pretrained = backbones.pooled_resnet18(method.weights)
                 digest = "" if method.weights == backbones.NONE else backbones.digest_of(pretrained)
-                found.update(features=pretrained.channels, weights_digest=digest)
-        return method.model_copy(update=found)
+                digests.update(features=pretrained.channels, weights_digest=digest)
+        return method.model_copy(update=digests)
 
     @property
     def variant(self) -> str:
-        """The scale, or that there are several."""
+        """The scale, such as "p33", or "multi-scale"."""
         return f"p{self.patches[0]}" if len(self.patches) == 1 else "multi-scale"
 
     def plan(self) -> TrainingPlan:
@@ -348,7 +349,7 @@ class UninformedStudents(Record):
                 "patches": self._listed(self.patches),
                 "members": self.members,
                 "features": self.features,
-                "output_stride": stride,  # 0: the picture is one patch
+                "output_stride": stride,  # 0: the picture is a single patch
             },
             input=backbones.input_spec(self.size, self.fit),
             score=ScoreSpec(comparison=ReadyMap(), reduce="max", margin=self._margin()),
@@ -358,9 +359,9 @@ class UninformedStudents(Record):
         )
 
     def _margin(self) -> int:
-        """Pixels nearer to the border than half a patch are judged by mirror images too, and badly.
+        """The border to ignore: within half a patch of it, scores depend on mirrored padding and are unreliable.
 
-        What lies there is seen by the patches further inside as well. A margin never takes more than half of a side.
+        Patches further inside still cover the border. By default it takes at most half of a side.
         """
         if self.margin is not None:
             return self.margin
@@ -394,7 +395,7 @@ class UninformedStudents(Record):
         yield Stage(name="fusion", iterations=0, batch=batch, learning_rate=0, pictures="validation")
 
     def prepare(self, stage: Stage, networks: nn.ModuleDict, batches: Iterable[Tensor]) -> None:
-        """Statistics: of the pretrained features, of the teacher's descriptors, of both scores on good pictures."""
+        """Measure the statistics of the pretrained features, the teacher's descriptors, or both scores."""
         rng = np.random.default_rng(0)
         kind, _, patch = stage.name.partition("_")
         if kind == "teacher":
@@ -420,12 +421,12 @@ class UninformedStudents(Record):
         teacher.feature_std.copy_(_divisor(std))
 
     def _measure_scores(self, networks: nn.ModuleDict, batches: Iterable[Tensor], rng: np.random.Generator) -> None:
-        kept = list(batches)
+        pictures = list(batches)
         for patch in self.patches:
             students = _students(networks, patch)
-            goal = standardised(_teacher(networks, patch), students)
-            views = (self._views(x, patch, rng) for x in kept)
-            scores = (torch.cat(error_and_variance(students(x, s), goal(x, s)), 1) for x, s in views)
+            teacher = standardised(_teacher(networks, patch), students)
+            views = (self._views(x, patch, rng) for x in pictures)
+            scores = (torch.cat(error_and_variance(students(x, s), teacher(x, s)), 1) for x, s in views)
             mean, std = _mean_and_std(scores)
             students.error_mean.copy_(mean[0])
             students.error_std.copy_(std[0])
@@ -433,18 +434,18 @@ class UninformedStudents(Record):
             students.variance_std.copy_(std[1] if self.members > 1 else torch.zeros(()))
 
     def objective(self, stage: Stage, networks: nn.ModuleDict) -> Objective:
-        """Equation 6 for a teacher, the sum of equation 7 over the students for an ensemble."""
+        """Equation 6 for a teacher; for an ensemble, the sum of equation 7 over the students."""
         kind, _, patch = stage.name.partition("_")
         teacher = _teacher(networks, int(patch))
         if kind == "teacher":
             return self._teaching(teacher)
         students = _students(networks, int(patch))
-        goal = standardised(teacher, students)
+        standardised_teacher = standardised(teacher, students)
 
         def imitation(x: Tensor, rng: np.random.Generator) -> Tensor:
             views, stride = self._views(x, int(patch), rng)
             with torch.no_grad():
-                target = goal(views, stride)
+                target = standardised_teacher(views, stride)
             losses = [(y.float() - target.float()).square().sum(1).mean() for y in students(views, stride)]
             return torch.stack(losses).sum()
 
@@ -470,7 +471,7 @@ class UninformedStudents(Record):
         return teaching
 
     def _views(self, x: Tensor, patch: int, rng: np.random.Generator) -> tuple[Tensor, int | None]:
-        """What descriptors are learnt and measured on, and their stride: pictures padded as they will be, or parts."""
+        """Pictures to train and measure descriptors on, and their stride: padded as when deployed, or random crops."""
         if self.one_class:
             return x, None
         padded = mirrored(x, patch, 1)
@@ -491,7 +492,7 @@ class UninformedStudents(Record):
 
     @staticmethod
     def deploy(networks: nn.ModuleDict) -> nn.Module:
-        """All scales as one module; see `Detector`."""
+        """All scales in one module; see `Detector`."""
         assert isinstance(networks, Networks)
         stride = networks.stride
         scales = [Scale(_teacher(networks, p), _students(networks, p), stride) for p in networks.patches]
@@ -499,9 +500,9 @@ class UninformedStudents(Record):
 
 
 def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-    """The weights of each patch size's teacher in a bundle of this method, or in a safetensors file of the same names.
+    """The weights of the teacher for each patch size, from a bundle of this method or from its safetensors file.
 
-    Raises `BundleError` where the file is not one, was changed, or lacks a teacher, naming those it has.
+    Raises `BundleError` if the file cannot be read, was changed, or lacks a teacher; then it names those it has.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -510,19 +511,22 @@ def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{file} cannot be read as weights of a teacher ({error})") from error
-    found: dict[int, dict[str, Tensor]] = {}
+        raise BundleError(
+            f"{file} cannot be read as weights of a teacher ({error}): give a students bundle, or its "
+            "weights.safetensors"
+        ) from error
+    teachers: dict[int, dict[str, Tensor]] = {}
     for patch in PATCHES:
         prefix = f"teacher_{patch}.network."
-        found[patch] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        teachers[patch] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     for patch in patches:
         expected = PatchNetwork(patch).state_dict()
-        if {k: v.shape for k, v in found[patch].items()} != {k: v.shape for k, v in expected.items()}:
-            has = ", ".join(f"p = {p}" for p, weights in found.items() if weights) or "none"
+        if {k: v.shape for k, v in teachers[patch].items()} != {k: v.shape for k, v in expected.items()}:
+            available = ", ".join(f"p = {p}" for p, weights in teachers.items() if weights) or "none"
             raise BundleError(
-                f"{path} has no teacher for p = {patch} (it has: {has}): name another --teacher or --patch"
+                f"{path} has no teacher for p = {patch} (it has: {available}): give another --teacher or --patch"
             )
-    return {patch: found[patch] for patch in patches}
+    return {patch: teachers[patch] for patch in patches}
 
 
 def _weights_file(path: Path) -> Path:
@@ -555,5 +559,5 @@ def _mean_and_std(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _divisor(std: Tensor) -> Tensor:
-    """What to divide by: a value that never changes tells nothing, and must not be divided by 0."""
+    """The standard deviation, with 1 in place of 0, so that a constant value is not divided by 0."""
     return torch.where(std > 0, std, 1.0)
