@@ -144,7 +144,7 @@ def test_without_a_threshold_of_the_model_the_rate_has_to_be_given(red_bundle: B
     with red_bundle.edit() as draft:
         draft.manifest = draft.manifest.replace(thresholds={})
     bundle, dataset = Bundle.open(red_bundle.path), load_dataset(str(red_pictures))
-    with pytest.raises(BundleError, match="no threshold yet that says at which rate: give --false-alarm-rate"):
+    with pytest.raises(BundleError, match="no threshold yet to take the rate from: give --false-alarm-rate"):
         fit_thresholds(bundle, dataset)
     assert fit_thresholds(bundle, dataset, false_alarm_rate=0.5).bundle.manifest.thresholds.keys() == {
         "onnxruntime/fp32",

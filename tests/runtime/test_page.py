@@ -121,7 +121,7 @@ def test_what_is_kept_does_not_grow(serve: Page, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_nv12_frame_is_drawn_as_opencv_converts_it(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "REJECT_S", 0.0)
+    monkeypatch.setattr(page_module, "REJECT_INTERVAL_S", 0.0)
     page = serve()
     image = np.random.default_rng(4).integers(0, 256, (450, 400), np.uint8)
     give(page, 0.9, image=image, nv12=True)

@@ -212,7 +212,9 @@ def test_masks_are_resized_as_pictures_are(tmp_path: Path) -> None:
 
 
 def test_a_picture_smaller_than_a_tile_is_refused_with_the_remedy() -> None:
-    with pytest.raises(DataError, match=r"a picture has 20 × 12 pixels, less than a tile's 16: .*--size, or --fit"):
+    with pytest.raises(
+        DataError, match=r"a picture of 20 × 12 pixels is smaller than a tile of 16 × 16: .*--size, or --fit"
+    ):
         choose_frames(dataset(train=[sample(1, shape=(12, 20))]), TILED)
 
 

@@ -49,14 +49,17 @@ def spec(**changes: Any) -> InputSpec:
         (lambda: spec(height=7), "greater than or equal to 8"),
         (lambda: spec(channels=4), "1 or 3"),
         (lambda: spec(color="bgra"), "'rgb', 'bgr' or 'gray'"),
-        (lambda: spec(resize="tile"), "resize 'tile' and a tiling come together"),
-        (lambda: spec(tiling=Tiling(tile=64, stride=32)), "resize 'tile' and a tiling come together"),
+        (lambda: spec(resize="tile"), "a tiling requires resize 'tile', and resize 'tile' requires a tiling"),
+        (
+            lambda: spec(tiling=Tiling(tile=64, stride=32)),
+            "a tiling requires resize 'tile', and resize 'tile' requires a tiling",
+        ),
         (
             lambda: spec(resize="tile", tiling=Tiling(tile=64, stride=32)),
             "tile 64 must equal height 64 and width 48",
         ),
         (lambda: spec(crop=3), "Extra inputs are not permitted"),
-        (lambda: Tiling(tile=32, stride=33), "stride 33 exceeds tile 32: pixels between tiles would go unseen"),
+        (lambda: Tiling(tile=32, stride=33), "stride 33 exceeds tile 32: pixels between tiles would be skipped"),
         (lambda: Tiling(tile=4, stride=4), "greater than or equal to 8"),
         (lambda: Tiling(tile=32, stride=0), "greater than or equal to 1"),
         (lambda: Dssim(window=8), "the DSSIM window must be odd, not 8"),
@@ -68,8 +71,8 @@ def spec(**changes: Any) -> InputSpec:
         (lambda: Opening(size=2), "greater than or equal to 3"),
         (lambda: ScoreSpec(comparison=ReadyMap(), margin=-1), "greater than or equal to 0"),
         (lambda: ScoreSpec(comparison=ReadyMap(), reduce="sum"), "'max', 'mean' or 'output'"),  # type: ignore[arg-type]
-        (lambda: ScoreSpec(comparison=ReadyMap(), reduce="output", margin=1), "a ready map and without a margin"),
-        (lambda: ScoreSpec(comparison=Dssim(), reduce="output"), "a ready map and without a margin"),
+        (lambda: ScoreSpec(comparison=ReadyMap(), reduce="output", margin=1), "requires a ready map and no margin"),
+        (lambda: ScoreSpec(comparison=Dssim(), reduce="output"), "requires a ready map and no margin"),
         (lambda: ScoreSpec(comparison={"kind": "l2"}), "'dssim', 'map'"),  # type: ignore[arg-type]
         (lambda: ScoreSpec(comparison=ReadyMap(), filters=({"kind": "median", "size": 3},)), "'uniform', 'gaussian'"),  # type: ignore[arg-type]
     ],

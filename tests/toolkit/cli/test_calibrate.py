@@ -25,7 +25,7 @@ def test_graphs_and_thresholds_are_written_and_shown(
     manifest = Bundle.open(red_bundle.path).manifest
     assert set(manifest.graphs) == {"model.fp32", "model.fp16", "model.int8", "model.int8-fp16"}
     # Of 25 pictures 9 are needed at this rate; half of the other 16 go to INT8.
-    assert "17 good pictures for thresholds, 8 others for INT8; 0 were trained on and fit no threshold" in result.stderr
+    assert "17 good pictures for thresholds, 8 others for INT8; 0 training pictures left out" in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"next: adedge build-engine {red_bundle.path} ")
     levels = {sample.digest: int(sample.read()[0, 0, 2]) for sample in red_samples}
     rows = {
@@ -55,7 +55,7 @@ def test_thresholds_alone_are_those_of_the_engines(red_bundle: Bundle, red_pictu
     result = invoke("calibrate", red_bundle.path, red_pictures, "--thresholds-only")
     assert result.exit_code == 0, result.exception
     said = result.stderr
-    assert "25 good pictures; 0 others were trained on" in said
+    assert "25 good pictures for thresholds; 0 training pictures left out" in said
     assert "the threshold of onnxruntime/fp32 is of other pictures or another rate" in said
     assert f"next: adedge prove {red_bundle.path}" in said
     # The rate of the bundle's own threshold, 0.1: level 235 of 25.
