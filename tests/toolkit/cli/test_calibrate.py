@@ -56,7 +56,7 @@ def test_thresholds_alone_are_those_of_the_engines(red_bundle: Bundle, red_pictu
     assert result.exit_code == 0, result.exception
     said = result.stderr
     assert "25 good pictures for thresholds; 0 training pictures left out" in said
-    assert "the threshold of onnxruntime/fp32 is of other pictures or another rate" in said
+    assert "the threshold of onnxruntime/fp32 was fitted on other pictures or for another rate" in said
     assert f"next: adedge prove {red_bundle.path}" in said
     # The rate of the bundle's own threshold, 0.1: level 235 of 25.
     values = {name: one.value for name, one in Bundle.open(red_bundle.path).manifest.thresholds.items()}
