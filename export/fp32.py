@@ -65,7 +65,7 @@ def graph_from_module(module: Network, spec: InputSpec, outputs: tuple[str, ...]
         raise EngineError(f"the network has no form in opset {opset}, only in {opset_of(model)}: choose that one")
     if len(model.graph.output) != len(outputs):
         raise EngineError(
-            f"the network has {len(model.graph.output)} output(s) instead of {', '.join(outputs)}: "
+            f"the network has {len(model.graph.output)} outputs, and {', '.join(outputs)} are expected: "
             "its deploy() must return one tensor for each"
         )
     strip_metadata(model)

@@ -174,7 +174,7 @@ def _train(method: Method, dataset: Dataset, output: Path, options: TrainingOpti
     except KeyboardInterrupt:
         checkpoint = checkpoint_directory(output)
         if checkpoint.is_dir():
-            note(f"interrupted: repeat the command to resume from {checkpoint}, or add --restart to start over")
+            note(f"interrupted: the same command resumes from {checkpoint}; with --restart it starts over")
         raise
     note(f"wrote {output}; next: adedge export {output}")
 
