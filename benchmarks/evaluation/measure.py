@@ -105,10 +105,10 @@ def _metrics(bundle: Bundle, dataset: Dataset) -> dict[str, Measured]:
     from adedge.benchmarks.accuracy import accuracy, masks_at_map_size, score_samples
     from adedge.benchmarks.latency import Contender
     from adedge.methods import detector_function
-    from adedge.runtime.backends import FakeBackend
+    from adedge.runtime.backends import FunctionBackend
 
     manifest = bundle.manifest
-    backend = FakeBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)
+    backend = FunctionBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)
     contender = Contender(name=manifest.reference, backend=backend)
     with progress("measuring") as step:
         scores = score_samples(contender, dataset.test, manifest.input, manifest.score, step)

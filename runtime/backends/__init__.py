@@ -90,13 +90,13 @@ class FixedBuffers:
         self.close()
 
 
-class FakeBackend(FixedBuffers):
-    """A backend that calls a function: for tests, and for trying a pipeline without a model.
+class FunctionBackend(FixedBuffers):
+    """A backend that calls a function: the model itself as a reference, or a stand-in for an engine in tests.
 
     ``function`` maps float32 (n, C, H, W) to a tuple of float32 arrays (n, ...). It is called once on zeros, for the
     outputs' shapes. ``calls`` lists the n of every `run`.
 
-    >>> backend = FakeBackend(lambda x: (x, 1 - x), shape=(3, 32, 32), batch=4)
+    >>> backend = FunctionBackend(lambda x: (x, 1 - x), shape=(3, 32, 32), batch=4)
     >>> backend.outputs[0].shape
     (4, 3, 32, 32)
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adedge.bundle import IMPORTED, Bundle
-from adedge.runtime.backends import Backend, FakeBackend
+from adedge.runtime.backends import Backend, FunctionBackend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 BATCH = 8
@@ -20,4 +20,4 @@ def load_reference(bundle: Bundle) -> Backend:
     from adedge.methods import detector_function, require_torch
 
     require_torch()
-    return FakeBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)
+    return FunctionBackend(detector_function(bundle), manifest.input.shape, batch=BATCH)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adedge.benchmarks.latency import Contender
 from adedge.data.datasets import Dataset, load_dataset
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 
 SHAPE = (1, 32, 32)
 Network = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
@@ -28,7 +28,7 @@ def contender() -> Callable[..., Contender]:
     """Makes a contender for grey frames of 32 x 32: ``name``, its ``threshold``, and its network's ``work``."""
 
     def make(name: str, threshold: float | None = 0.5, work: Network = brightness, batch: int = 1) -> Contender:
-        return Contender(name=name, backend=FakeBackend(work, SHAPE, batch=batch), threshold=threshold)
+        return Contender(name=name, backend=FunctionBackend(work, SHAPE, batch=batch), threshold=threshold)
 
     return make
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adedge.errors import OutputError, SourceError, UsageError
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
@@ -23,7 +23,7 @@ from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 GREY = InputSpec(height=16, width=16, channels=1, color="gray")
 
 
-def inspector(batch: int = 4, *, before: Callable[[], object] = int) -> tuple[HostInspector, FakeBackend]:
+def inspector(batch: int = 4, *, before: Callable[[], object] = int) -> tuple[HostInspector, FunctionBackend]:
     """The map is the frame. ``before`` is called before each batch of frames that are not black."""
 
     def network(x: np.ndarray) -> tuple[np.ndarray]:
@@ -31,7 +31,7 @@ def inspector(batch: int = 4, *, before: Callable[[], object] = int) -> tuple[Ho
             before()
         return (x.copy(),)
 
-    backend = FakeBackend(network, GREY.shape, batch)
+    backend = FunctionBackend(network, GREY.shape, batch)
     return HostInspector(backend, GREY, ScoreSpec(comparison=ReadyMap()), threshold=0.5), backend
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.sources import Frame
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Tiling
@@ -19,7 +19,7 @@ def brightest(x: np.ndarray) -> tuple[np.ndarray]:
 
 
 def inspector(spec: InputSpec) -> HostInspector:
-    return HostInspector(FakeBackend(brightest, spec.shape, 4), spec, PEAK, threshold=0.5)
+    return HostInspector(FunctionBackend(brightest, spec.shape, 4), spec, PEAK, threshold=0.5)
 
 
 # Limited range BT.601 of luma 100, U 128 and V 200: a red.

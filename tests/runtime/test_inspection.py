@@ -15,7 +15,7 @@ from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset, load_dataset
 from adedge.errors import DataError, EngineError
 from adedge.runtime import host_inspector, inspection
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.inspection import judge, judge_frames, make_inspector, open_inspector
 from adedge.runtime.inspector import Maps
@@ -111,7 +111,7 @@ def test_a_picture_that_is_no_picture_is_refused(bundle: Bundle) -> None:
 
 
 def test_an_engine_takes_as_many_pictures_at_once_as_it_can() -> None:
-    backend = FakeBackend(red, SPEC.shape, batch=4)
+    backend = FunctionBackend(red, SPEC.shape, batch=4)
     seen: list[int] = []
     images = ((str(level), picture(level)) for level in range(0, 90, 10))
     judged = judge(backend, SPEC, SCORE, images, name="fake", maps=True, watch=seen.append)
@@ -123,7 +123,7 @@ def test_an_engine_takes_as_many_pictures_at_once_as_it_can() -> None:
 
 def test_conformed_frames_are_in_the_network_s_colours() -> None:
     frames = np.stack([picture(level)[..., ::-1] for level in (10, 200)])  # RGB, as the spec says
-    judged = judge_frames(FakeBackend(red, SPEC.shape), SPEC, SCORE, frames, name="fake")
+    judged = judge_frames(FunctionBackend(red, SPEC.shape), SPEC, SCORE, frames, name="fake")
     np.testing.assert_allclose(judged.scores, [10 / 255, 200 / 255], rtol=1e-6)
 
 
@@ -131,10 +131,10 @@ def test_why_a_gpu_is_not_used_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*args: Any, **options: Any) -> None:
         raise EngineError("no compiler")
 
-    monkeypatch.setattr(inspection, "TensorRTBackend", FakeBackend)
+    monkeypatch.setattr(inspection, "TensorRTBackend", FunctionBackend)
     monkeypatch.setattr(inspection, "CudaInspector", refuse)
     said: list[str] = []
-    made = make_inspector(FakeBackend(red, SPEC.shape), SPEC, SCORE, notify=said.append)
+    made = make_inspector(FunctionBackend(red, SPEC.shape), SPEC, SCORE, notify=said.append)
     assert isinstance(made, host_inspector.HostInspector)
     assert said == ["preprocessing and scoring on the processor: no compiler"]
 

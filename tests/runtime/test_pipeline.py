@@ -12,7 +12,7 @@ import pytest
 
 from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError, OutputError, SourceError, UsageError
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
@@ -37,8 +37,8 @@ def inspector(
     spec: InputSpec = GREY,
     score: ScoreSpec = PEAK,
     normalisation: Normalisation | None = None,
-) -> tuple[HostInspector, FakeBackend]:
-    backend = FakeBackend(function, spec.shape, batch)
+) -> tuple[HostInspector, FunctionBackend]:
+    backend = FunctionBackend(function, spec.shape, batch)
     return HostInspector(backend, spec, score, threshold=threshold, normalisation=normalisation), backend
 
 
@@ -278,7 +278,7 @@ def test_colour_order_of_the_spec(color: str) -> None:
 
 
 def test_engine_of_another_shape_is_refused() -> None:
-    backend = FakeBackend(identity, (1, 32, 32))
+    backend = FunctionBackend(identity, (1, 32, 32))
     with pytest.raises(EngineError, match=r"takes frames of \(1, 32, 32\), the bundle says \(1, 16, 16\)"):
         HostInspector(backend, GREY, PEAK, threshold=0.5)
 

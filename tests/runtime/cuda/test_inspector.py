@@ -15,7 +15,7 @@ import pytest
 
 from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError
-from adedge.runtime.backends import FakeBackend
+from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.cuda.driver import Gpu, Resources, load_cuda
 from adedge.runtime.cuda.inspector import LAYOUTS, CudaInspector
 from adedge.runtime.cuda.kernel_cache import Compiler
@@ -164,7 +164,7 @@ def frames(images: Sequence[np.ndarray]) -> list[Frame]:
 def on_the_processor(spec: InputSpec, score: ScoreSpec, images: Sequence[np.ndarray], batch: int = 4) -> ListSink:
     """What `HostInspector` says, with the same network as a function."""
     function = {"pair": pair, "map": channel_mean, "scored": map_and_score}[kind_of(score)]
-    backend = FakeBackend(function, spec.shape, batch)
+    backend = FunctionBackend(function, spec.shape, batch)
     sink = ListSink()
     run(
         [Stream(ArraySource(list(images)), [sink])],
@@ -250,7 +250,7 @@ def nv12_frames(count: int, height: int, width: int) -> list[Frame]:
 def both(inspector: CudaInspector, spec: InputSpec, score: ScoreSpec, batch: Sequence[Frame]) -> list[ListSink]:
     """What the processor says about a batch, and what the GPU does."""
     function = {"pair": pair, "map": channel_mean, "scored": map_and_score}[kind_of(score)]
-    reference = HostInspector(FakeBackend(function, spec.shape, inspector.batch), spec, score, threshold=0.5)
+    reference = HostInspector(FunctionBackend(function, spec.shape, inspector.batch), spec, score, threshold=0.5)
     sinks = [ListSink(), ListSink()]
     for sink, verdicts in zip(sinks, (reference.inspect(batch), inspector.inspect(batch)), strict=True):
         for frame, verdict in zip(batch, verdicts, strict=True):
