@@ -29,8 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FROM_ROOT = {name: name.lower() for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")}
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lay the rooms out as the wheel has them: the reference is read from sources (`paths` in mkdocs.yml)."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Arrange the rooms as in the wheel, since the reference is read from sources (`paths` in mkdocs.yml).
+
+    This has to be done before mkdocstrings is configured: it ignores paths that do not exist then.
+    """
     tree = ROOT / "build/reference"
     shutil.rmtree(tree, ignore_errors=True)
     for name, folder in ROOMS.items():
@@ -40,7 +43,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
