@@ -53,10 +53,13 @@ def progress(title: str) -> Iterator[Progress]:
 
 
 def note(text: str, style: str | None = None) -> None:
-    """Print one line to stderr, without markup: file names may contain brackets."""
-    console.print(text, style=style, markup=False)
+    """Print one line to stderr, without markup: file names may contain brackets.
+
+    It is never broken, so that a command in it can be copied, and a log be searched.
+    """
+    console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print one line to stderr, marked as a warning."""
-    console.print("[yellow]warning:[/yellow]", escape(text))
+    console.print("[yellow]warning:[/yellow]", escape(text), soft_wrap=True)

@@ -77,6 +77,13 @@ def test_notes_and_warnings_go_to_stderr_and_tables_to_stdout(capsys: pytest.Cap
     assert shown.out == "table\n"
 
 
+def test_a_long_line_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "next: adedge export " + "/long" * 40
+    note(command)
+    warn(command)
+    assert capsys.readouterr().err == f"{command}\nwarning: {command}\n"
+
+
 def test_what_looks_like_markup_in_a_warning_is_no_markup(terminal: io.StringIO) -> None:
     warn("[bold]x[/bold]")
     assert "[bold]x[/bold]" in terminal.getvalue()
