@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
 from adedge.runtime.sources import ArraySource, Frame
-from adedge.runtime.statistics import WINDOW, Statistics
+from adedge.runtime.statistics import Statistics
 from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Tiling
 
@@ -373,16 +373,3 @@ def test_picture_smaller_than_a_tile_is_named() -> None:
 def _origins(length: int) -> list[int]:
     """Every sixth pixel, and the last tile ends at the border."""
     return sorted({*range(0, length - 16, 6), length - 16})
-
-
-def test_statistics_keep_their_memory() -> None:
-    sink = ListSink()
-    run([Stream(ArraySource(pictures(255)), [sink])], inspector()[0], policy="every")
-    statistics = Statistics()
-    assert math.isnan(statistics.latency_ms("network", 50))
-    assert math.isnan(statistics.frames_per_second)
-    for _ in range(WINDOW + 100):
-        statistics.add(sink.verdicts[0])
-    assert (statistics.frames, statistics.rejects) == (WINDOW + 100, WINDOW + 100)
-    kept: Sequence[float] = statistics._latency_ms["network"]
-    assert len(kept) == WINDOW
