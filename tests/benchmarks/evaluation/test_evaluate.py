@@ -62,7 +62,7 @@ def test_an_interrupted_evaluation_leaves_a_checkpoint_and_no_cell(root: Path, t
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "the same command goes on" in " ".join(said.split())
+    assert "run the same command again" in " ".join(said.split())
     assert (tmp_path / "bundles" / "oesdn-ae.mnist.3.0.adedge.checkpoint").is_dir()
     assert not list((tmp_path / "cells").iterdir())
 

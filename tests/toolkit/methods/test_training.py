@@ -182,8 +182,8 @@ def test_measuring_the_cost_first_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "seed", "train_seed", "named"),
     [
-        ({"batch": 3}, 3, 1, "batch 4 there, 3 here"),
-        ({}, 9, 1, "seed 3 there, 9 here"),
+        ({"batch": 3}, 3, 1, "batch was 4, not 3"),
+        ({}, 9, 1, "seed was 3, not 9"),
         ({}, 3, 2, "data "),
     ],
     ids=["batch", "seed", "pictures"],
