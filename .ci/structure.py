@@ -51,7 +51,7 @@ NEVER = (
 NEVER_BUT = {("adedge.runtime.backends.reference", "adedge.methods")}
 """Exceptions, inside functions: the model itself behind the interface of an engine."""
 
-TORCH = {"torch", "torchvision"}
+TORCH = {"torch", "torchvision", "torchaudio", "safetensors"}
 TORCH_ROOM = "adedge.methods"
 TORCH_ELSEWHERE = {
     "adedge.benchmarks.studies": "scripts that measure PyTorch",
