@@ -18,7 +18,7 @@ from adedge.errors import DataError
 from adedge.specs import Dssim, Gaussian, Opening, ScoreSpec, Uniform
 
 if TYPE_CHECKING:
-    from adedge.bundle import Normalisation
+    pass
 
 Maps = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
@@ -77,11 +77,6 @@ def network_scores(outputs: Sequence[Floats]) -> NDArray[np.float32]:
         shapes = ", ".join(str(output.shape) for output in outputs)
         raise DataError(f"the network's second output must be one score per picture, but its outputs are {shapes}")
     return outputs[1].reshape(-1).astype(np.float32)
-
-
-def normalise(values: Floats, normalisation: Normalisation) -> NDArray[np.float64]:
-    """Raw scores or maps of any shape -> z = (value - mean) / std of held-out good pictures. For display only."""
-    return (np.asarray(values, np.float64) - normalisation.mean) / normalisation.std
 
 
 def dssim_map(a: Floats, b: Floats, *, window: int = 7, data_range: float = 1.0) -> Maps:

@@ -26,8 +26,8 @@ def test_a_frame_is_anomalous_above_the_threshold_and_not_at_it(score: float, an
 
 
 def test_z_counts_standard_deviations_of_good_pictures() -> None:
-    judge = Judge(threshold=0.5, normalisation=Normalisation(mean=0.2, std=0.1, pictures=10))
-    assert judge.verdict(FRAME, 0.5, None, {}).z == pytest.approx(3.0)
+    judge = Judge(threshold=0.5, normalisation=Normalisation(mean=3, std=2, pictures=9))
+    assert [judge.verdict(FRAME, score, None, {}).z for score in (1.0, 3.0, 5.0)] == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])

@@ -7,7 +7,6 @@ import scipy.ndimage
 import skimage
 from pydantic import ValidationError
 
-from adedge.bundle import Normalisation
 from adedge.errors import DataError
 from adedge.scoring import (
     dssim_map,
@@ -16,7 +15,6 @@ from adedge.scoring import (
     image_scores,
     maps_and_scores,
     network_scores,
-    normalise,
     opening,
     score_maps,
     uniform_filter,
@@ -190,11 +188,6 @@ def test_the_network_s_own_score_may_be_nan():
 def test_a_score_of_the_network_s_own_goes_with_a_ready_map_alone(parts):
     with pytest.raises(ValidationError, match="requires a ready map and no margin"):
         ScoreSpec(reduce="output", **parts)
-
-
-def test_normalised_scores_have_the_given_mean_and_deviation():
-    z = normalise(np.array([1.0, 3.0, 5.0], np.float32), Normalisation(mean=3, std=2, pictures=9))
-    assert z.tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
