@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from adedge.errors import AdedgeError
+from adedge.limits import VARIABLE
 
 # Each module adds its command to `app`; --help lists them in this order, the order of use.
 COMMANDS = (
@@ -53,6 +54,22 @@ app = typer.Typer(
     "(a directory) and adds to it. `adedge demo` runs the whole workflow on a sample photograph. Add `--debug` to any "
     "command for a traceback.",
 )
+
+
+@app.callback()
+def _limits(
+    limits: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="FACTOR",
+            help="Accept larger pictures, archives, graphs and JSON files: multiplies the size limits by this factor. "
+            f"The environment variable {VARIABLE} does the same.",
+        ),
+    ] = None,
+) -> None:
+    if limits is not None:
+        os.environ[VARIABLE] = str(finite(limits))
 
 
 INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
