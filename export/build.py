@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from adedge.bundle import Bundle, Difference, FileRecord
+from adedge.bundle import Bundle
 from adedge.errors import BundleError, GateError
 from adedge.export.builders import GRAPHS, BuildOptions, BuildResult, Source, builder_of
 from adedge.export.verify import difference_of
 from adedge.golden import read_golden
+from adedge.manifest import Difference, FileRecord
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.tensorrt import TensorRTBackend
@@ -65,7 +66,7 @@ def build_engine(
         record = self_test(bundle, record, result.plan)
         check_gates(record, gates or Gates())
         draft.write(f"{engine_folder(key)}/engine.json", record.model_dump_json(indent=2) + "\n")
-    return Bundle.open(bundle.path)
+    return draft.bundle
 
 
 def source_from_bundle(bundle: Bundle, key: EngineKey, options: BuildOptions) -> Source:

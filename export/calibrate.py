@@ -10,13 +10,13 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Normalisation, Threshold
+from adedge.bundle import Bundle
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
 from adedge.data.datasets import Dataset, Sample
 from adedge.data.pictures import conform, network_input
@@ -32,6 +32,7 @@ from adedge.export.graphs import (
     verify_graphs,
 )
 from adedge.golden import stain
+from adedge.manifest import Normalisation, Threshold
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -124,7 +125,7 @@ def calibrate(
 
         # The bundle passed here has the new thresholds, so that flips are counted at those that will be stored.
         calibrated = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
-        graphs = verify_graphs(Bundle(bundle.path, calibrated), files, ranges, progress=progress)
+        graphs = verify_graphs(replace(bundle, manifest=calibrated), files, ranges, progress=progress)
         changed, notes = store(draft, graphs)
         if ranges is not None:
             draft.write("ranges.json", json_from_ranges(ranges))
@@ -134,7 +135,7 @@ def calibrate(
         thresholds = {**draft.manifest.thresholds, **thresholds}
         draft.manifest = draft.manifest.replace(normalisation=calibrated.normalisation, thresholds=thresholds)
         notes += dropped_threshold_notes(manifest, draft.manifest)
-    return CalibrationResult(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+    return CalibrationResult(bundle=draft.bundle, parts=parts, notes=tuple(notes))
 
 
 def fit_thresholds(
@@ -181,7 +182,7 @@ def fit_thresholds(
         )
     with bundle.edit() as draft:
         draft.manifest = draft.manifest.replace(thresholds={**draft.manifest.thresholds, **thresholds})
-    return CalibrationResult(bundle=Bundle.open(bundle.path), parts=parts, notes=tuple(notes))
+    return CalibrationResult(bundle=draft.bundle, parts=parts, notes=tuple(notes))
 
 
 def _parts_for_thresholds(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:

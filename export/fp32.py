@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adedge.bundle import IMPORTED, Bundle
+from adedge.bundle import Bundle
 from adedge.calibration.onnx_model import OPSET, ModelProto, convert_opset, opset_of, parse, serialise
 from adedge.errors import EngineError
+from adedge.manifest import IMPORTED
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
 if TYPE_CHECKING:

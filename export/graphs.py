@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Difference, Draft, Graph, Manifest
+from adedge.bundle import Bundle, Draft
 from adedge.errors import BundleError, MissingDependency
 from adedge.export.verify import Run, check_tolerance, difference, tolerance_of
 from adedge.golden import Golden, read_golden
+from adedge.manifest import Difference, Graph, Manifest
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision
@@ -78,7 +79,7 @@ def export_graphs(
         graphs = verify_graphs(bundle, files, ranges, with_scoring=with_scoring, progress=progress)
         notes += store(draft, graphs)[1]
         notes += dropped_threshold_notes(bundle.manifest, draft.manifest)
-    return Bundle.open(bundle.path), tuple(notes)
+    return draft.bundle, tuple(notes)
 
 
 def require_packages() -> None:

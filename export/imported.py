@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from adedge import __version__
-from adedge.bundle import IMPORTED, Bundle, Manifest, Provenance, check_creatable, create, sha256_of
+from adedge.bundle import Bundle, check_creatable, create, sha256_of
 from adedge.calibration.onnx_model import (
     OPSET,
     GraphProto,
@@ -43,6 +43,7 @@ from adedge.data.pictures import network_input
 from adedge.errors import EngineError, GateError, MissingDependency, UsageError
 from adedge.export.fp32 import INPUT, strip_metadata
 from adedge.golden import GoldenFrames, choose_frames, golden_file
+from adedge.manifest import IMPORTED, Manifest, Provenance
 from adedge.scoring import maps_and_scores
 from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec
 
@@ -167,7 +168,7 @@ def import_model(
         draft.write(manifest.weights, detector.graph)
         draft.write_json("training.json", {"pictures": pictures, "history": []})
         draft.write("golden.npz", golden_file(detector.golden, detector.maps, detector.scores))
-    return Bundle.open(output), detector.notes
+    return draft.bundle, detector.notes
 
 
 def detector_from_onnx(path: Path, description: Description, golden: Dataset) -> Detector:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from adedge.bundle import Bundle, Difference
+from adedge.bundle import Bundle
 from adedge.data.datasets import Sample
 from adedge.errors import AdedgeError, BundleError, GateError, MissingDependency
 from adedge.export.verify import check_tolerance, difference_of, flips_of, tolerance_of
 from adedge.golden import Golden, read_golden
 from adedge.intervals import rate_bound
+from adedge.manifest import Difference
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.reference import load_reference
@@ -120,7 +121,7 @@ def pictures_with_scores(
         weights = bundle.manifest.files[bundle.manifest.weights].sha256
         with bundle.edit() as draft:
             draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
-        bundle = Bundle.open(bundle.path)
+        bundle = draft.bundle
     return Pictures(samples=samples, scores=np.array([scores[s.digest] for s in samples], np.float32)), bundle
 
 

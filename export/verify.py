@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Difference, Manifest
+from adedge.bundle import Bundle
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
 from adedge.golden import Golden
+from adedge.manifest import Difference, Manifest
 from adedge.metrics import auroc, count_flips
 from adedge.runtime.inspection import Predictions
 from adedge.scoring import maps_and_scores

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from pydantic import Field, ValidationError
 
-from adedge.bundle import Bundle, Difference
+from adedge.bundle import Bundle
 from adedge.errors import BundleError, EngineError, MissingDependency
+from adedge.manifest import Difference
 from adedge.runtime.backends import Backend, MachineInfo
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Record, Target
 

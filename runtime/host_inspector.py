@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Normalisation
 from adedge.errors import DataError
+from adedge.manifest import Normalisation
 from adedge.runtime.backends import Backend
 from adedge.runtime.inspector import Judge, check_shape
 from adedge.runtime.preprocess import Preprocessor

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Normalisation
+from adedge.bundle import Bundle
 from adedge.data.samples import Sample
 from adedge.errors import AdedgeError, EngineError, MissingDependency
+from adedge.manifest import Normalisation
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.tensorrt import TensorRTBackend

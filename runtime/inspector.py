@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Normalisation
 from adedge.errors import EngineError
+from adedge.manifest import Normalisation
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 from adedge.specs import InputSpec

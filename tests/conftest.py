@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import pytest
 
-from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
+from adedge.bundle import Bundle, create
 from adedge.data.datasets import Sample, load_dataset
+from adedge.manifest import Manifest, Provenance, Threshold
 from adedge.runtime.cuda.kernel_cache import Compiler
 from adedge.runtime.engines import EngineRecord, Tensor
 from adedge.specs import InputSpec, Precision, ReadyMap, ScoreSpec

@@ -1,106 +1,280 @@
-"""Ed25519 signatures of a bundle: of bundle.json and, through its digests, of every file.
+"""Signatures: who vouches for a bundle, for which product, in which version, and until when.
 
-bundle.sig is JSON: the algorithm, the raw public key and the signature of bundle.json's bytes, in base64. The key in it
-proves nothing: a verifier must use a key that it already trusts.
+bundle.sig is a DSSE envelope (Dead Simple Signing Envelope, protocol version 1) with Ed25519 signatures of an in-toto
+Statement v1, the form that OpenSSF Model Signing builds on too. The statement's subject is the sha256 of bundle.json,
+which holds the digest of every other file; its predicate is a `Claim`. Nothing in the envelope proves anything by
+itself: a verifier uses keys that it already trusts (see `adedge.keyring`).
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
+import hashlib
 import json
 import os
+from datetime import date, datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field, ValidationError
 
-from adedge.bundle import MANIFEST, SIGNATURE, Bundle
-from adedge.errors import BundleError, UsageError
-from adedge.files import write_whole
+from adedge.bundle import Bundle
+from adedge.errors import BundleError, OutputError, UsageError
+from adedge.files import write_new, write_whole
+from adedge.keyring import Keyring, key_id, read_keyring
+from adedge.limits import JSON_BYTES, read_file
+from adedge.manifest import MANIFEST, SIGNATURE
+from adedge.specs import Record
 
-ALGORITHM = "Ed25519"
+PAYLOAD = "application/vnd.in-toto+json"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:adedge:bundle:v1"
+
+
+class Claim(Record):
+    """What a signature says about a bundle.
+
+    ``product`` names what the detector inspects, ``version`` counts its releases upwards, ``signed`` is the time of the
+    signature (UTC, ISO 8601), and ``expires`` the last day on which the bundle is accepted, None for ever.
+    """
+
+    product: str = Field(min_length=1, max_length=200)
+    version: int = Field(ge=0)
+    signed: datetime
+    expires: date | None = None
 
 
 def create_key(private: Path) -> Path:
     """Write a new private key (PEM, readable by its owner only) and its public key ``<name>.pub``; returns the latter.
 
-    Raises `UsageError` if either file exists: keys are never overwritten.
+    Raises `UsageError` if either file exists: keys are never overwritten. Writes both files or none.
     """
     public = private.with_name(private.name + ".pub")
-    for path in (private, public):
-        if path.exists():
-            raise UsageError(f"{path} exists and would be overwritten: choose another name")
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(secret)
-    public.write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
+    shared = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    try:
+        write_new(public, shared)
+        try:
+            write_new(private, secret, mode=0o600)
+        except BaseException:
+            public.unlink(missing_ok=True)
+            raise
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} exists and would be overwritten: choose another name") from None
     return public
 
 
-def sign(bundle: Bundle, private: Path) -> None:
-    """Sign bundle.json after checking every file against it.
+def sign(
+    bundle: Bundle,
+    private: Path,
+    *,
+    product: str | None = None,
+    version: int | None = None,
+    expires: date | None = None,
+) -> tuple[Bundle, Claim]:
+    """Sign a bundle after checking every file in it; returns the signed bundle and what was claimed.
 
-    Raises `BundleError` if a file does not match, `UsageError` if ``private`` is not an Ed25519 private key.
+    ``product`` defaults to the bundle's name without its suffix, ``version`` to the time in UTC as YYYYMMDDhhmmss,
+    which grows by itself. Raises `BundleError` if a file does not match, `UsageError` if ``private`` is not an Ed25519
+    private key or ``expires`` has passed.
     """
     if problems := bundle.verify():
         raise BundleError(f"not signed: {problems[0]}")
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    if expires is not None and expires < now.date():
+        raise UsageError(f"{expires} has passed: choose a later day for the signature to expire")
+    claim = Claim(
+        product=product or bundle.path.resolve().stem,
+        version=int(now.strftime("%Y%m%d%H%M%S")) if version is None else version,
+        signed=now,
+        expires=expires,
+    )
     key = _private_key(private)
-    manifest = (bundle.path / MANIFEST).read_bytes()
-    record = {
-        "algorithm": ALGORITHM,
-        "public_key": _text(_raw(key.public_key())),
-        "signature": _text(key.sign(manifest)),
-    }
-    write_whole(bundle.path / SIGNATURE, json.dumps(record, indent=2) + "\n")
+
+    def envelope(manifest: bytes) -> bytes:
+        statement = {
+            "_type": STATEMENT,
+            "subject": [{"name": MANIFEST, "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}],
+            "predicateType": PREDICATE,
+            "predicate": claim.model_dump(mode="json"),
+        }
+        payload = json.dumps(statement, sort_keys=True).encode()
+        signature = {"keyid": key_id(key.public_key()), "sig": _text(key.sign(encoding_to_sign(PAYLOAD, payload)))}
+        record = {"payloadType": PAYLOAD, "payload": _text(payload), "signatures": [signature]}
+        return (json.dumps(record, indent=2) + "\n").encode()
+
+    with bundle.edit(sign=envelope) as draft:
+        pass
+    return draft.bundle, claim
 
 
-def require(bundle: Bundle, public: Path) -> None:
-    """Require that the owner of the key ``public`` signed the bundle in its present state.
+def require(bundle: Bundle, keys: Path, *, now: datetime | None = None) -> Claim:
+    """Require a signature by one of ``keys``, a public key (PEM) or a keyring, of the bundle as it was opened.
 
-    Raises `BundleError` if the signature is missing, damaged, by another key, or of another bundle.json; `UsageError`
-    if ``public`` is not an Ed25519 public key.
+    Returns what the signature claims. Raises `BundleError` if the signature is missing, damaged, by an unknown or
+    revoked key, of another bundle.json, or expired at the time ``now`` (default: the present), `UsageError` if ``keys``
+    is not usable.
     """
-    trusted = _public_key(public)
-    path = bundle.path / SIGNATURE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        signature = base64.b64decode(record["signature"], validate=True)
-        signer = base64.b64decode(record["public_key"], validate=True)
-    except FileNotFoundError:
-        raise BundleError(f"{bundle.path} is not signed: sign it with 'adedge sign'") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is damaged: sign the bundle again with 'adedge sign'") from error
-    if signer != _raw(trusted):
+    return _verify(bundle, read_keyring(keys), keys, now or datetime.now(timezone.utc))
+
+
+def accept(bundle: Bundle, keys: Path, expect: str | None = None, *, state: Path | None = None) -> Claim:
+    """`require`, and with ``expect`` refuse other products, and versions older than any accepted on this machine.
+
+    The newest version of each product is remembered in ``state`` (default: `state_file`). Raises `BundleError` too for
+    another product or an older version, `OutputError` if the version cannot be remembered.
+    """
+    claim = require(bundle, keys)
+    if expect is None:
+        return claim
+    if claim.product != expect:
+        raise BundleError(f"{bundle.path} was signed for '{claim.product}', and '{expect}' is expected: use its bundle")
+    path = state or state_file()
+    versions = _read_versions(path)
+    newest = versions.get(expect, 0)
+    if claim.version < newest:
         raise BundleError(
-            f"{bundle.path} is signed by another key, not {public}: do not use it unless you trust that key"
+            f"{bundle.path} is version {claim.version} of '{expect}', and this machine has accepted version {newest}: "
+            f"use that or a newer one, sign this one again with a higher --version, or remove '{expect}' from {path}"
+        )
+    if claim.version > newest:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps({**versions, expect: claim.version}, indent=2, sort_keys=True) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror or error}), so an older bundle could not be refused later: "
+                "set ADEDGE_STATE to a directory that this user may write"
+            ) from error
+    return claim
+
+
+def state_file() -> Path:
+    """Where the newest accepted version of each product is remembered.
+
+    In $ADEDGE_STATE, $STATE_DIRECTORY (which systemd sets for a service with StateDirectory=), $XDG_STATE_HOME/adedge,
+    or ~/.local/state/adedge. Raises `UsageError` if none of these exists.
+    """
+    for variable, inner in (("ADEDGE_STATE", ""), ("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "adedge")):
+        if value := os.environ.get(variable):
+            return Path(value.split(":")[0]) / inner / "versions.json"
+    try:
+        return Path.home() / ".local" / "state" / "adedge" / "versions.json"
+    except RuntimeError:
+        raise UsageError("this user has no home directory: set ADEDGE_STATE to a directory that it may write") from None
+
+
+def claim_of(bundle: Bundle) -> tuple[Claim, str] | None:
+    """What bundle.sig claims and the id of the key that it names, None if not signed or damaged. Verifies nothing."""
+    try:
+        payload, signatures = _open_envelope(bundle)
+        return Claim.model_validate(_statement(payload)["predicate"]), str(signatures[0]["keyid"])
+    except (BundleError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def encoding_to_sign(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding, over which signatures are made."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _verify(bundle: Bundle, keyring: Keyring, keys: Path, now: datetime) -> Claim:
+    path = bundle.path / SIGNATURE
+    damaged = BundleError(f"{path} is damaged: sign the bundle again with 'adedge sign'")
+    payload, signatures = _open_envelope(bundle)
+    signed = encoding_to_sign(PAYLOAD, payload)
+    valid = set()
+    try:
+        for signature in signatures:
+            key = keyring.keys.get(signature["keyid"])
+            if key is not None:
+                try:
+                    key.verify(base64.b64decode(signature["sig"], validate=True), signed)
+                except InvalidSignature:
+                    raise damaged from None
+                valid.add(signature["keyid"])
+        named = {signature["keyid"] for signature in signatures}
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        raise damaged from None
+    if not valid:
+        if revoked := named & keyring.revoked.keys():
+            reason = keyring.revoked[revoked.pop()]
+            raise BundleError(
+                f"{bundle.path} is signed by a key that was revoked ({reason}): sign it again with another key"
+            )
+        raise BundleError(
+            f"{bundle.path} is signed by another key, not one of {keys}: do not use it unless you trust that key"
         )
     try:
-        trusted.verify(signature, (bundle.path / MANIFEST).read_bytes())
-    except InvalidSignature:
+        statement = _statement(payload)
+        claim = Claim.model_validate(statement["predicate"])
+        (subject,) = statement["subject"]
+        digest = subject["digest"]["sha256"]
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise damaged from None
+    if digest != hashlib.sha256(bundle.manifest_bytes).hexdigest():
         raise BundleError(
             f"{bundle.path / MANIFEST} was changed after it was signed: restore the bundle, or sign it again"
-        ) from None
+        )
+    if claim.expires is not None and now.date() > claim.expires:
+        raise BundleError(f"the signature of {bundle.path} expired on {claim.expires}: sign the bundle again")
+    if claim.expires is not None and now.date() < claim.signed.date():
+        raise BundleError(
+            f"this machine's clock says {now.date()} and {bundle.path} was signed on {claim.signed.date()}, so its "
+            "expiry cannot be checked: set the clock"
+        )
+    return claim
 
 
-def signer_of(bundle: Bundle) -> str | None:
-    """The public key (base64) in bundle.sig, or None if it has none. Does not verify the signature."""
+def _open_envelope(bundle: Bundle) -> tuple[bytes, list[dict[str, Any]]]:
+    """The payload and the signatures of bundle.sig. Raises `BundleError`."""
+    if bundle.signature is None:
+        raise BundleError(f"{bundle.path} is not signed: sign it with 'adedge sign'")
     try:
-        record = json.loads((bundle.path / SIGNATURE).read_text(encoding="utf-8"))
-        return str(record["public_key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        record = json.loads(bundle.signature)
+        payload = base64.b64decode(record["payload"], validate=True)
+        if record["payloadType"] != PAYLOAD or not isinstance(record["signatures"], list):
+            raise ValueError("not an envelope of adedge")
+        return payload, record["signatures"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BundleError(f"{bundle.path / SIGNATURE} is damaged: sign the bundle again with 'adedge sign'") from None
+
+
+def _statement(payload: bytes) -> dict[str, Any]:
+    """The statement in a payload. Raises `ValueError` unless it is one about a bundle."""
+    statement = json.loads(payload)
+    if not isinstance(statement, dict) or (statement.get("_type"), statement.get("predicateType")) != (
+        STATEMENT,
+        PREDICATE,
+    ):
+        raise ValueError("not a statement about a bundle")
+    return statement
+
+
+def _read_versions(path: Path) -> dict[str, int]:
+    remedy = "restore it, or remove it to accept any version once"
+    try:
+        values = json.loads(read_file(path, JSON_BYTES, BundleError))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): {remedy}") from error
+    if not isinstance(values, dict) or not all(type(version) is int for version in values.values()):
+        raise BundleError(f"{path} is damaged: {remedy}")
+    return values
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(read_file(path, JSON_BYTES, UsageError), password=None)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: create a key with 'adedge keygen {path}'") from None
     except (OSError, ValueError, TypeError) as error:
@@ -108,22 +282,6 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} is not an Ed25519 key: create one with 'adedge keygen'")
     return key
-
-
-def _public_key(path: Path) -> Ed25519PublicKey:
-    try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: give the .pub file that 'adedge keygen' wrote") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a public key in PEM form: give the .pub file of the signer") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{path} is not an Ed25519 key: give the .pub file that 'adedge keygen' wrote")
-    return key
-
-
-def _raw(key: Ed25519PublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
 def _text(data: bytes) -> str:

@@ -87,7 +87,7 @@ def deployed(bundle: Bundle, stride: int) -> nn.Module:
         raise UsageError(f"{bundle.path} has no output stride to change: give a students bundle of whole pictures")
     method = method_named("students")
     networks = method.networks(manifest.variant, {**manifest.network, "output_stride": stride})
-    read_weights(bundle.file("weights.safetensors"), networks)
+    read_weights(bundle, networks)
     return method.deploy(networks).eval()
 
 

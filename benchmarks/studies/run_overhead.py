@@ -129,7 +129,7 @@ def main() -> int:
         graph, spec, score = _untrained_oesdn()
     else:
         bundle = Bundle.open(arguments.bundle)
-        graph = bundle.file("model.fp32.onnx").read_bytes()
+        graph = bundle.read("model.fp32.onnx")
         spec, score = bundle.manifest.input, bundle.manifest.score
     result = compare(graph, spec, score, threads=arguments.threads, rounds=arguments.rounds)
     sys.stdout.write(json.dumps(result) + "\n")

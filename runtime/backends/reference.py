@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adedge.bundle import IMPORTED, Bundle
+from adedge.bundle import Bundle
+from adedge.manifest import IMPORTED
 from adedge.runtime.backends import Backend, FunctionBackend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Normalisation
 from adedge.data.pictures import check_frame
 from adedge.errors import DataError, EngineError
+from adedge.manifest import Normalisation
 from adedge.runtime.cuda.driver import Resources
 from adedge.runtime.cuda.graph import Graph, TimingEvent
 from adedge.runtime.cuda.layout import DeviceEngine, Layout, LayoutPlanner

@@ -13,9 +13,10 @@ import pytest
 
 from adedge.benchmarks.measure import BenchmarkOptions, _latency_notes, benchmark
 from adedge.benchmarks.report import headline
-from adedge.bundle import Bundle, Threshold
+from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset
 from adedge.errors import EngineError, MissingDependency
+from adedge.manifest import Threshold
 from adedge.runtime.engines import EngineRecord
 from adedge.specs import Precision
 

@@ -14,11 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from adedge.bundle import Bundle, Graph, Manifest, Provenance, Threshold, create, sha256_of
+from adedge.bundle import Bundle, create, sha256_of
 from adedge.errors import AdedgeError, BundleError, EngineError, GateError, UsageError
 from adedge.export.build import Gates, build_engine
 from adedge.export.builders import BuildOptions
 from adedge.export.builders import onnxruntime as onnxruntime_builder
+from adedge.manifest import Graph, Manifest, Provenance, Threshold
 from adedge.runtime.engines import engines_in, load_engine, read_record
 from adedge.specs import EngineKey, InputSpec, ReadyMap, ScoreSpec, Target
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from adedge.bundle import Bundle, Graph, Threshold
+from adedge.bundle import Bundle
 from adedge.calibration.ranges import Ranges, collect_ranges
 from adedge.errors import BundleError, EngineError, GateError, MissingDependency
 from adedge.export.graphs import (
@@ -24,6 +24,7 @@ from adedge.export.graphs import (
     run_with_onnxruntime,
     store,
 )
+from adedge.manifest import Graph, Threshold
 from adedge.specs import Precision
 
 

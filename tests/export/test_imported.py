@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -280,7 +281,7 @@ def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
     seen = load_dataset(dataset.name, holdout=0)
     bundle, notes = import_model(path, description, dataset, output=tmp_path / "b.adedge", trained_on=seen)
     assert "opset 18" in notes[0]
-    with np.load(bundle.file("golden.npz")) as golden:
+    with np.load(io.BytesIO(bundle.read("golden.npz"))) as golden:
         expected = by_pytorch(network_input(golden["frames"], bundle.manifest.input), weights)
         np.testing.assert_allclose(golden["maps"], expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(golden["scores"], expected.mean(axis=(1, 2)), rtol=1e-4)
@@ -292,7 +293,7 @@ def test_a_network_goes_the_whole_way(tmp_path: Path, dataset: Dataset) -> None:
     limits = Limits(score_noise=10)  # random weights: all that can be in INT8 shall be
     bundle = calibrate(export_graphs(bundle)[0], dataset, false_alarm_rate=0.05, limits=limits).bundle
     assert set(bundle.manifest.thresholds) == {f"onnxruntime/{p}" for p in ("fp32", "fp16", "int8")}
-    fp32, int8 = (onnx.load(bundle.file(f"model.{precision}.onnx")) for precision in ("fp32", "int8"))
+    fp32, int8 = (onnx.load_model_from_string(bundle.read(f"model.{precision}.onnx")) for precision in ("fp32", "int8"))
     assert "BatchNormalization" not in {node.op_type for node in fp32.graph.node}
     assert "QuantizeLinear" in {node.op_type for node in int8.graph.node}
     for precision in ("fp32", "fp16", "int8"):

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adedge.bundle import Bundle, Difference, Manifest, Provenance, Threshold, create
+from adedge.bundle import Bundle, create
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
 from adedge.export.verify import TOLERANCES, check_tolerance, difference, flips_of, tolerance_of
 from adedge.golden import read_golden
+from adedge.manifest import Difference, Manifest, Provenance, Threshold
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 SPEC = InputSpec(height=8, width=8, channels=1, color="gray", mean=(0.5,), std=(0.25,))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from adedge.bundle import Bundle, Manifest, Provenance, create
+from adedge.bundle import Bundle, create
 from adedge.errors import AdedgeError, BundleError, EngineError
+from adedge.manifest import Manifest, Provenance
 from adedge.runtime.backends import MachineInfo
 from adedge.runtime.engines import (
     EngineRecord,

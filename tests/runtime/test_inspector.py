@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from adedge.bundle import Normalisation
 from adedge.errors import EngineError
+from adedge.manifest import Normalisation
 from adedge.runtime.inspector import Judge, check_shape
 from adedge.runtime.sources import Frame
 from adedge.specs import InputSpec

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError, OutputError, SourceError, UsageError
+from adedge.manifest import Normalisation
 from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.pipeline import Stream, run

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adedge.bundle import MANIFEST, Bundle, Manifest, Provenance, create
+from adedge.bundle import Bundle, create
 from adedge.errors import BundleError
+from adedge.manifest import MANIFEST, Manifest, Provenance
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
 
@@ -57,7 +58,7 @@ def test_created_bundle_records_the_digest_of_every_file(bundle: Bundle) -> None
     record = bundle.manifest.files["engines/onnxruntime-fp32/engine.plan"]
     assert record.sha256 == hashlib.sha256(b"plan").hexdigest()
     assert record.bytes == 4
-    assert bundle.file("weights.safetensors").read_bytes() == b"weights"
+    assert bundle.read("weights.safetensors") == b"weights"
     assert bundle.verify() == []
     assert leftovers(bundle) == []
 
@@ -85,12 +86,31 @@ def test_edit_that_raises_leaves_the_bundle_as_it_was(bundle: Bundle, failure: B
     assert leftovers(bundle) == []
 
 
-def test_full_disk_is_one_sentence_and_leaves_the_bundle_as_it_was(bundle: Bundle) -> None:
+@pytest.mark.parametrize("files_before", [0, 1, 2], ids=["the first file", "the second file", "the manifest"])
+def test_full_disk_is_one_sentence_and_leaves_the_bundle_as_it_was(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, files_before: int
+) -> None:
     before = snapshot(bundle.path)
+    fsync, flushed = os.fsync, []
+
+    def fill(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_file():
+            if len(flushed) == files_before:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flushed.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
     with pytest.raises(BundleError, match="disk that holds .* is full"), bundle.edit() as draft:
         draft.write("weights.safetensors", b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        draft.write("golden.npz", b"half")
     assert snapshot(bundle.path) == before
+    assert leftovers(bundle) == []
+
+
+def test_errors_of_the_block_are_not_blamed_on_the_bundle(bundle: Bundle) -> None:
+    with pytest.raises(BrokenPipeError), bundle.edit():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def test_killed_writer_leaves_the_bundle_and_its_leftovers_are_swept(bundle: Bundle) -> None:
@@ -127,7 +147,7 @@ def test_one_changed_byte_is_found(bundle: Bundle) -> None:
     path = bundle.path / "weights.safetensors"
     path.write_bytes(b"weightS")
     with pytest.raises(BundleError, match="not the file that was written"):
-        bundle.file("weights.safetensors")
+        bundle.read("weights.safetensors")
     assert len(bundle.verify()) == 1
 
 
@@ -141,7 +161,7 @@ def test_missing_unlisted_and_linked_files_are_found(bundle: Bundle, tmp_path: P
     plan.symlink_to(outside)
     problems = "\n".join(bundle.verify())
     assert "weights.safetensors is missing" in problems
-    assert "stranger.bin is not listed" in problems
+    assert "stranger.bin does not belong to the bundle" in problems
     assert "engine.plan is missing" in problems
 
 
@@ -194,7 +214,7 @@ def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, tmp_path: Path) -> None
     with Bundle.open(link).edit() as draft:
         draft.write("new.txt", "new")
     assert link.is_symlink()
-    assert Bundle.open(bundle.path).file("new.txt").read_text() == "new"
+    assert Bundle.open(bundle.path).read("new.txt") == b"new"
     assert leftovers(bundle) == ["current"]
 
 
@@ -203,11 +223,207 @@ def test_the_current_folder_may_be_the_bundle(bundle: Bundle, tmp_path: Path, mo
     with Bundle.open(".").edit() as draft:
         draft.write("new.txt", "new")
     monkeypatch.chdir(bundle.path)
-    assert Bundle.open(".").file("new.txt").read_text() == "new"
+    assert Bundle.open(".").read("new.txt") == b"new"
     with pytest.raises(BundleError, match="give one, such as"), create(".", manifest(), overwrite=True):
         pass
 
 
-def test_exchange_cut_off_between_two_renames_is_undone(bundle: Bundle) -> None:
-    bundle.path.rename(bundle.path.with_name(f".{bundle.path.name}.previous"))
+def test_an_edit_gives_the_new_bundle(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"golden")
+    assert draft.bundle.read("golden.npz") == b"golden"
+    assert draft.bundle.manifest == Bundle.open(bundle.path).manifest
+    with draft.bundle.edit() as second:
+        second.remove("golden.npz")
+    assert not second.bundle.has("golden.npz")
+
+
+def plant_file(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "engines/tensorrt-int8").mkdir()
+    (bundle.path / "engines/tensorrt-int8/engine.json").write_text("{}")
+
+
+def plant_key(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "release.key").write_text("secret")
+
+
+def plant_link(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "golden.npz").symlink_to(outside / "golden.npz")
+
+
+def plant_linked_folder(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "reports").symlink_to(outside)
+
+
+def replace_folder_by_link(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "engines").rename(outside / "engines")
+    (bundle.path / "engines").symlink_to(outside / "engines")
+
+
+def delete_file(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "weights.safetensors").unlink()
+
+
+def change_file(bundle: Bundle, outside: Path) -> None:
+    (bundle.path / "weights.safetensors").write_bytes(b"Weights")
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [plant_file, plant_key, plant_link, plant_linked_folder, replace_folder_by_link, delete_file, change_file],
+)
+def test_an_edit_refuses_what_verify_refuses(bundle: Bundle, tmp_path: Path, tamper) -> None:  # type: ignore[no-untyped-def]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "golden.npz").write_bytes(b"golden")
+    tamper(bundle, outside)
+    problems = bundle.verify()
+    assert problems
+    with pytest.raises(BundleError) as refused, bundle.edit():
+        pass
+    assert str(refused.value).startswith(problems[0])
+
+
+def test_what_an_operating_system_leaves_in_every_folder_is_neither_a_problem_nor_taken_over(bundle: Bundle) -> None:
+    for name in (".DS_Store", "engines/Thumbs.db", "._weights.safetensors"):
+        (bundle.path / name).write_bytes(b"litter")
+    assert bundle.verify() == []
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"golden")
+    assert not (bundle.path / ".DS_Store").exists()
+    assert draft.bundle.verify() == []
+
+
+def test_a_file_that_is_swapped_after_the_check_is_not_recorded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit keeps the digest of a file that it did not write, whatever the file holds by then."""
+    verify = Bundle.verify
+
+    def verify_then_swap(self: Bundle) -> list[str]:
+        problems = verify(self)
+        path = self.path / "weights.safetensors"
+        path.unlink()
+        path.write_bytes(b"foreign")
+        return problems
+
+    monkeypatch.setattr(Bundle, "verify", verify_then_swap)
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"golden")
+    monkeypatch.undo()
+    with pytest.raises(BundleError, match="not the file that was written"):
+        draft.bundle.read("weights.safetensors")
+
+
+def test_the_bytes_that_were_checked_are_the_bytes_that_are_used(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bundle.json and a file are each opened once: a swap at any other moment is too late, or is found."""
+    opened: list[str] = []
+    real_open = os.open
+
+    def record(path, *arguments, **options) -> int:  # type: ignore[no-untyped-def]
+        opened.append(Path(path).name)
+        return real_open(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", record)
+    Bundle.open(bundle.path).read("weights.safetensors")
+    assert opened.count(MANIFEST) == 1
+    assert opened.count("weights.safetensors") == 1
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k not in ("graphs", "thresholds")}),
+        lambda text: json.dumps(json.loads(text)),
+    ],
+    ids=["CRLF", "without keys that have defaults", "one line"],
+)
+def test_a_manifest_in_another_form_can_be_edited(bundle: Bundle, rewrite) -> None:  # type: ignore[no-untyped-def]
+    path = bundle.path / MANIFEST
+    path.write_bytes(rewrite(path.read_text()).encode())
+    with Bundle.open(bundle.path).edit() as draft:
+        draft.write("golden.npz", b"golden")
     assert Bundle.open(bundle.path).verify() == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a//b", "a\u001b[2J", "bundle.json", "a\\b"])
+def test_a_manifest_that_lists_a_file_outside_is_refused(bundle: Bundle, name: str) -> None:
+    path = bundle.path / MANIFEST
+    record = json.loads(path.read_text())
+    record["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    path.write_text(json.dumps(record))
+    with pytest.raises(BundleError, match="damaged at 'files"):
+        Bundle.open(bundle.path)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(bundle: Bundle) -> None:
+    for name in ("weights.safetensors", MANIFEST):
+        (bundle.path / name).unlink()
+        os.mkfifo(bundle.path / name)
+    with pytest.raises(BundleError, match="not the file that was written"):
+        bundle.read("weights.safetensors")
+    with pytest.raises(BundleError, match="not a regular file"):
+        Bundle.open(bundle.path)
+
+
+def test_everything_is_on_disk_before_a_new_bundle_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "part.adedge"
+    flushed: set[int] = set()
+    fsync, early = os.fsync, []
+
+    def record(descriptor: int) -> None:
+        if not path.exists():
+            flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with create(path, manifest()) as draft:
+        draft.write("engines/onnxruntime-fp32/engine.plan", b"plan")
+        early = [p.stat().st_ino for p in tmp_path.rglob("engine.plan")]
+    assert set(early) <= flushed
+    everything = [path, *path.rglob("*")]
+    assert {p.name for p in everything if p.stat().st_ino not in flushed} == set()
+
+
+def test_a_second_training_into_one_place_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    path = tmp_path / "part.adedge"
+    with create(path, manifest()) as draft:
+        with pytest.raises(BundleError, match="another adedge command is writing"), create(path, manifest()):
+            pass
+        draft.write("weights.safetensors", b"first")
+    assert Bundle.open(path).read("weights.safetensors") == b"first"
+
+
+def test_an_edit_that_began_before_an_overwriting_training_does_not_undo_it(bundle: Bundle) -> None:
+    with create(bundle.path, manifest(), overwrite=True) as draft:
+        draft.write("weights.safetensors", b"new")
+        with pytest.raises(BundleError, match="another adedge command is writing"), bundle.edit():
+            pass
+    with pytest.raises(BundleError, match="changed while this command was running"), bundle.edit():
+        pass
+    assert Bundle.open(bundle.path).read("weights.safetensors") == b"new"
+
+
+def test_what_appears_during_a_training_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "part.adedge"
+    with pytest.raises(BundleError, match="is not a bundle"), create(path, manifest()) as draft:
+        draft.write("weights.safetensors", b"mine")
+        path.mkdir()
+        (path / "photograph.png").write_bytes(b"theirs")
+    assert snapshot(path) == {"photograph.png": b"theirs"}
+
+
+def test_without_hard_links_files_are_copied_and_flushed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"golden")
+    assert draft.bundle.verify() == []
+    assert leftovers(bundle) == []

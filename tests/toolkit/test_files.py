@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adedge.files import flush, write_whole
+from adedge.files import flush_directory, flush_file, flush_tree, write_new, write_whole
 
 
 def test_text_is_utf_8_and_bytes_are_as_given(tmp_path: Path) -> None:
@@ -95,5 +95,73 @@ def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
 def test_flushing_closes_what_it_opens(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a list of descriptors, not of files
-    flush(tmp_path / name)
+    (flush_directory if name == "." else flush_file)(tmp_path / name)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_new_file_never_replaces_another(tmp_path: Path) -> None:
+    write_new(tmp_path / "key", "secret", mode=0o600)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError) as refused:
+        write_new(tmp_path / "key", "other")
+    assert refused.value.filename == str(tmp_path / "key")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"key": "secret"}
+
+
+def test_a_new_file_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_link(*arguments: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse_link)
+    write_new(tmp_path / "key", "secret")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "key", "other")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"key": "secret"}
+
+
+def test_a_new_file_that_does_not_fit_on_the_disk_leaves_its_name_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space"):
+            write_new(tmp_path / "key", "secret")
+    assert list(tmp_path.iterdir()) == []
+    write_new(tmp_path / "key", "secret")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_a_directory_flushes_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync, synced = os.fsync, []
+
+    def refuse_directories(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    monkeypatch.setattr(os, "sync", lambda: synced.append(True))
+    write_whole(tmp_path / "file", "data")
+    assert (tmp_path / "file").read_text() == "data"
+    assert synced == [True]
+
+
+def test_a_disk_error_while_a_directory_is_flushed_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        flush_directory(tmp_path)
+
+
+def test_a_tree_is_flushed_from_the_inside_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    flush_tree(tmp_path)
+    assert flushed == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Manifest, Provenance, create
+from adedge.bundle import Bundle, create
 from adedge.data.datasets import Dataset, Sample
 from adedge.errors import BundleError, DataError
 from adedge.golden import GoldenFrames, choose_frames, golden_file, read_golden, stain
+from adedge.manifest import Manifest, Provenance
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec, Tiling
 
 SPEC = InputSpec(height=8, width=8, channels=1, color="gray")
@@ -62,7 +63,7 @@ def test_golden_frames_are_read_as_written(bundle: Bundle) -> None:
     ):
         np.testing.assert_array_equal(read, written)
         assert read.dtype == written.dtype
-    with np.load(bundle.file("golden.npz")) as file:
+    with np.load(io.BytesIO(bundle.read("golden.npz"))) as file:
         np.testing.assert_array_equal(file["masks"].astype(bool), frames.masks)
 
 

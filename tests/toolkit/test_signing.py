@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from adedge.bundle import SIGNATURE, Bundle, Manifest, Provenance, create
+from adedge.bundle import Bundle, create
 from adedge.errors import BundleError, UsageError
+from adedge.manifest import SIGNATURE, Manifest, Provenance
 from adedge.signing import create_key, require, sign, signer_of
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 

@@ -11,7 +11,7 @@ import typer
 
 from adedge.bundle import open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature
+from adedge.cli.options import Expect, RequireSignature
 from adedge.console import note, output, progress, warn
 from adedge.specs import Target, parse_precisions
 
@@ -47,12 +47,13 @@ def benchmark(
         ),
     ] = True,
     require_signature: RequireSignature = None,
+    expect: Expect = None,
 ) -> None:
     """Measure latency and accuracy of every engine that runs on this machine, and write a report.
 
     Writes report.json, report.md and report.html.
     """
-    opened = open_bundle(bundle, require_signature)
+    opened = open_bundle(bundle, require_signature, expect)
     from adedge.benchmarks.measure import BenchmarkOptions
     from adedge.benchmarks.measure import benchmark as measure
     from adedge.benchmarks.report import headline, report_files, save_report

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from adedge.bundle import Bundle, Manifest
+from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
+from adedge.manifest import Manifest
 from adedge.specs import PRECISIONS, parse_precisions
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from adedge.bundle import Bundle, Graph
+from adedge.bundle import Bundle
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
+from adedge.manifest import Graph
 from adedge.specs import PRECISIONS, parse_precisions
 
 

@@ -6,16 +6,20 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from adedge.bundle import IMPORTED, Bundle, Difference, open_bundle
+from adedge.bundle import Bundle, open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature
+from adedge.cli.options import Expect, RequireSignature
 from adedge.console import output
 from adedge.errors import BundleError
+from adedge.manifest import IMPORTED, Difference
+
+if TYPE_CHECKING:
+    from adedge.signing import Claim
 
 
 @app.command("inspect")
@@ -23,27 +27,29 @@ def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to inspect.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     require_signature: RequireSignature = None,
+    expect: Expect = None,
 ) -> None:
     """Show what a bundle holds and verify the digest of every file in it.
 
     Exits with 1 and names every file that was changed, is missing, or is not listed in the bundle.
     """
-    from adedge.signing import signer_of
+    from adedge.signing import claim_of
 
-    opened = open_bundle(bundle, require_signature)
+    opened = open_bundle(bundle, require_signature, expect)
     problems = opened.verify()
     engines = _engines(opened)
+    signed = claim_of(opened)
     if as_json:
         record = opened.manifest.model_dump(mode="json")
         record.update(
             engines=engines,
             problems=problems,
-            signed_by=signer_of(opened),
+            signature=None if signed is None else {**signed[0].model_dump(mode="json"), "key": signed[1]},
             signature_checked=require_signature is not None,
         )
         output.print_json(json.dumps(record))
     else:
-        _show(opened, engines, signer_of(opened), checked=require_signature is not None)
+        _show(opened, engines, signed, checked=require_signature is not None)
     if problems:
         raise BundleError("; ".join(problems))
 
@@ -66,7 +72,7 @@ def _backbone(options: Mapping[str, object]) -> str:
     return f"weights {options['weights']}, sha256 {str(options['weights_digest'])[:16]}"
 
 
-def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checked: bool) -> None:
+def _show(bundle: Bundle, engines: dict[str, Any], signed: tuple[Claim, str] | None, *, checked: bool) -> None:
     manifest = bundle.manifest
     spec, source = manifest.input, manifest.provenance
     size = sum(record.bytes for record in manifest.files.values())
@@ -92,12 +98,7 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
         facts.add_row("backbone", _backbone(source.options))
     facts.add_row("data digest", source.data_digest)
     facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in sorted(source.versions.items())))
-    signed = (
-        "no"
-        if signer is None
-        else f"by {signer}" + (" (verified)" if checked else " (not verified: add --require-signature KEY.pub)")
-    )
-    facts.add_row("signed", signed)
+    facts.add_row("signed", "no" if signed is None else _signature(*signed, checked=checked))
     output.print(facts)
 
     if manifest.graphs:
@@ -121,6 +122,14 @@ def _show(bundle: Bundle, engines: dict[str, Any], signer: str | None, *, checke
         for name, threshold in sorted(manifest.thresholds.items()):
             table.add_row(name, f"{threshold.value:.6g}", f"{threshold.false_alarm_rate:.2%}", str(threshold.pictures))
         output.print(table)
+
+
+def _signature(claim: Claim, key: str, *, checked: bool) -> str:
+    until = "" if claim.expires is None else f", until {claim.expires}"
+    state = "verified" if checked else "not verified: add --require-signature KEY.pub"
+    return (
+        f"as version {claim.version} of '{claim.product}' on {claim.signed:%Y-%m-%d}{until}, key {key[:16]} ({state})"
+    )
 
 
 def _table(*columns: str) -> Table:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from adedge.bundle import Bundle, open_bundle
 from adedge.cli import app
-from adedge.cli.options import RequireSignature
+from adedge.cli.options import Expect, RequireSignature
 from adedge.console import note, output, progress, warn
 from adedge.errors import EngineError, GateError
 from adedge.specs import Precision, Target
@@ -42,6 +42,7 @@ def prove_command(
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     require_signature: RequireSignature = None,
+    expect: Expect = None,
 ) -> None:
     """Prove, on the machine that will inspect, that the engines give the same verdicts as the model.
 
@@ -55,7 +56,7 @@ def prove_command(
     """
     from adedge.export.proof import pictures_with_scores, prove
 
-    bundle = open_bundle(path, require_signature)
+    bundle = open_bundle(path, require_signature, expect)
     with progress("prove") as step:
         pictures = None
         if data is not None:

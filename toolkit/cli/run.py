@@ -21,7 +21,7 @@ from rich.text import Text
 
 from adedge.bundle import open_bundle
 from adedge.cli import app, finite
-from adedge.cli.options import RequireSignature
+from adedge.cli.options import Expect, RequireSignature
 from adedge.console import console, note, warn
 from adedge.specs import Precision, Target
 
@@ -108,6 +108,7 @@ def run(
         bool, typer.Option("--fail-on-reject", help=f"Exit with {REJECTS_FOUND} if any frame is rejected.")
     ] = False,
     require_signature: RequireSignature = None,
+    expect: Expect = None,
 ) -> None:
     """Inspect the frames of one or more sources: verdicts go to stdout as JSON lines, a summary to stderr.
 
@@ -126,7 +127,7 @@ def run(
 
     address = None if page is None else page_address(page)
     _show_logging()
-    opened = open_bundle(bundle, require_signature)
+    opened = open_bundle(bundle, require_signature, expect)
     manifest = opened.manifest
     inspector = open_inspector(
         opened,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.bundle import Bundle, Manifest
+from adedge.bundle import Bundle
 from adedge.errors import BundleError
+from adedge.manifest import Manifest
 from adedge.methods.registry import method_named
 from adedge.specs import InputSpec
 
@@ -39,7 +39,7 @@ def load_detector(bundle: Bundle) -> nn.Module:
     """
     method = method_named(bundle.manifest.method)
     networks = method.networks(bundle.manifest.variant, bundle.manifest.network)
-    read_weights(bundle.file("weights.safetensors"), networks)
+    read_weights(bundle, networks)
     return method.deploy(networks).eval()
 
 
@@ -56,15 +56,16 @@ def detector_function(bundle: Bundle) -> Callable[[NDArray[np.float32]], list[ND
     return run
 
 
-def read_weights(path: Path, networks: nn.ModuleDict) -> None:
-    """Load a safetensors file into ``networks``. Raises `BundleError` unless every tensor fits and is finite."""
+def read_weights(bundle: Bundle, networks: nn.ModuleDict) -> None:
+    """Load the bundle's weights into ``networks``. Raises `BundleError` unless every tensor fits and is finite."""
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
+    path = bundle.path / "weights.safetensors"
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
+        weights = load(bundle.read("weights.safetensors"))
+    except SafetensorError as error:
         raise BundleError(f"{path} cannot be read ({error}): train again") from error
     expected = networks.state_dict()
     mismatches = sorted(expected.keys() ^ weights.keys())

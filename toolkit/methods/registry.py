@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
-from adedge.bundle import IMPORTED
 from adedge.errors import AdedgeError, MissingDependency, UsageError
+from adedge.manifest import IMPORTED
 from adedge.methods.protocol import Method
 
 GROUP = "adedge.methods"

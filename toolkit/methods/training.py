@@ -27,10 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adedge import __version__
-from adedge.bundle import Bundle, Manifest, Provenance, check_creatable, create
+from adedge.bundle import Bundle, create
 from adedge.data.datasets import Dataset
 from adedge.errors import DataError, UsageError
 from adedge.golden import choose_frames, golden_file
+from adedge.manifest import Manifest, Provenance
 from adedge.methods import Method, Stage, TrainingPlan, input_from_frames, predict
 from adedge.methods.checkpoint import Checkpoint, LossRecord, Position
 from adedge.methods.training_pictures import Pictures, pictures_of
@@ -93,42 +94,42 @@ def train(
     ('oesdn', 1)
     """
     output = Path(output)
-    check_creatable(output, overwrite=options.overwrite)
     plan = method.plan()
     device = _device(options.device)
-    checkpoint = Checkpoint(checkpoint_directory(output), _identity(method, dataset, options))
-    if options.restart:
-        checkpoint.discard()
-    saved = checkpoint.load()
-    started = time.perf_counter()
-    pictures = pictures_of(dataset.train, plan, options.seed)
-    decoding_s = time.perf_counter() - started
-    golden = choose_frames(dataset, plan.input)
-    networks = _initialise(method, plan, options.seed, device)
-    run = _Run(method, plan, networks, pictures, device, options)
-    with _threads(options.threads):
-        if saved is not None:
-            run.restore(*saved)
-            if announce:
-                announce(f"resuming from {checkpoint.directory}: {run.describe_position()}")
-        if announce:
-            announce(run.estimate())
-        run.finish(checkpoint, progress)
-        if announce:
-            announce(f"decoded the pictures in {_duration(decoding_s)}, {run.costs()}")
-        manifest = _manifest(method, plan, dataset, options)
-        module = method.deploy(networks.cpu()).eval()
-        golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
-    training = {
-        "pictures": [sample.digest for sample in dataset.train],
-        "history": [record.model_dump() for record in run.position.history],
-    }
+    manifest = _manifest(method, plan, dataset, options)
+    # Created first, so that a second training into the same place is refused now and not at its end.
     with create(output, manifest, overwrite=options.overwrite) as draft:
+        checkpoint = Checkpoint(checkpoint_directory(output), _identity(method, dataset, options))
+        if options.restart:
+            checkpoint.discard()
+        saved = checkpoint.load()
+        started = time.perf_counter()
+        pictures = pictures_of(dataset.train, plan, options.seed)
+        decoding_s = time.perf_counter() - started
+        golden = choose_frames(dataset, plan.input)
+        networks = _initialise(method, plan, options.seed, device)
+        run = _Run(method, plan, networks, pictures, device, options)
+        with _threads(options.threads):
+            if saved is not None:
+                run.restore(*saved)
+                if announce:
+                    announce(f"resuming from {checkpoint.directory}: {run.describe_position()}")
+            if announce:
+                announce(run.estimate())
+            run.finish(checkpoint, progress)
+            if announce:
+                announce(f"decoded the pictures in {_duration(decoding_s)}, {run.costs()}")
+            module = method.deploy(networks.cpu()).eval()
+            golden_data = golden_file(golden, *predict(module, manifest, golden.frames))
+        training = {
+            "pictures": [sample.digest for sample in dataset.train],
+            "history": [record.model_dump() for record in run.position.history],
+        }
         draft.write("weights.safetensors", _weights(networks))
         draft.write_json("training.json", training)
         draft.write("golden.npz", golden_data)
     checkpoint.discard()
-    return Bundle.open(output)
+    return draft.bundle
 
 
 def checkpoint_directory(output: Path) -> Path:

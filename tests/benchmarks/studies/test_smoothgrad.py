@@ -63,7 +63,7 @@ def test_rows_are_the_metrics_of_autograd_s_gradients(bundle: Bundle, dataset: D
         ("SmoothGrad, 2 copies", True),
     ]
     networks = Mkd.networks("vgg16", {})
-    read_weights(bundle.file("weights.safetensors"), networks)
+    read_weights(bundle, networks)
     networks.eval().double()
     grey = np.stack([read_picture(sample.path) for sample in dataset.test if sample.path])
     x = input_from_frames(np.repeat(grey, 3, axis=3), bundle.manifest.input).double().requires_grad_()

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adedge.bundle import Normalisation
 from adedge.errors import DataError, EngineError
+from adedge.manifest import Normalisation
 from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.cuda.driver import Gpu, Resources, load_cuda
 from adedge.runtime.cuda.inspector import LAYOUTS, CudaInspector

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from adedge.bundle import Manifest, Provenance, Threshold, create
+from adedge.bundle import create
 from adedge.cli import COMMANDS, app
+from adedge.manifest import Manifest, Provenance, Threshold
 from adedge.specs import Dssim, InputSpec, ScoreSpec, Uniform
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from adedge.bundle import Bundle, Graph
+from adedge.bundle import Bundle
 from adedge.cli.export import print_graphs
 from adedge.errors import BundleError, GateError
+from adedge.manifest import Graph
 
 Adedge = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from typer.testing import Result
 
-from adedge.bundle import Bundle, Difference, Graph
+from adedge.bundle import Bundle
 from adedge.errors import BundleError
+from adedge.manifest import Difference, Graph
 
 Adedge = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]

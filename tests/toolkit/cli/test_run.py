@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
+from adedge.bundle import Bundle, create
+from adedge.manifest import Manifest, Provenance, Threshold
 from adedge.runtime.engines import EngineRecord, Tensor
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from typer.testing import Result
 
-from adedge.bundle import SIGNATURE, Bundle
+from adedge.bundle import Bundle
 from adedge.errors import BundleError, UsageError
+from adedge.manifest import SIGNATURE
 
 Adedge = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
-from adedge.bundle import Bundle, FileRecord, create, sha256_of
+from adedge.bundle import Bundle, create, sha256_of
 from adedge.data.datasets import Dataset, Sample
 from adedge.errors import BundleError
+from adedge.manifest import FileRecord
 from adedge.methods import input_from_frames, load_detector, predict
 from adedge.methods.oesdn.method import OeSdn
 from adedge.methods.training import train
@@ -33,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_loaded_detector_gives_the_golden_maps_and_scores(bundle: Bundle) -> None:
-    with np.load(bundle.file("golden.npz")) as golden:
+    with np.load(io.BytesIO(bundle.read("golden.npz"))) as golden:
         maps, scores = predict(load_detector(bundle), bundle.manifest, golden["frames"], batch_size=2)
         np.testing.assert_allclose(maps, golden["maps"], atol=1e-6)
         np.testing.assert_allclose(scores, golden["scores"], atol=1e-6)
@@ -48,10 +51,10 @@ def test_network_input_is_scaled_and_normalised() -> None:
 
 def rewritten(bundle: Bundle, directory: Path, change) -> Bundle:
     """A copy of the bundle whose weights were changed and whose digest is right again."""
-    values = {name: value.copy() for name, value in load_file(bundle.file("weights.safetensors")).items()}
+    values = {name: value.copy() for name, value in load(bundle.read("weights.safetensors")).items()}
     change(values)
     with create(directory / "changed", bundle.manifest.replace(files={})) as draft:
-        save_file(values, draft.path("weights.safetensors"))
+        draft.write("weights.safetensors", save(values))
     return Bundle.open(directory / "changed")
 
 
@@ -71,7 +74,7 @@ def test_weights_that_cannot_be_are_refused(bundle: Bundle, tmp_path: Path, chan
 
 def test_weights_with_one_changed_byte_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     copy = rewritten(bundle, tmp_path, lambda values: None)
-    path = copy.file("weights.safetensors")
+    path = copy.path / "weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
@@ -84,6 +87,6 @@ def test_file_that_is_not_safetensors_is_refused(bundle: Bundle, tmp_path: Path)
     path = copy.path / "weights.safetensors"
     path.write_bytes(b"not weights")
     record = FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
-    forged = Bundle(copy.path, copy.manifest.replace(files={"weights.safetensors": record.model_dump()}))
+    forged = replace(copy, manifest=copy.manifest.replace(files={"weights.safetensors": record.model_dump()}))
     with pytest.raises(BundleError, match="cannot be read"):
         load_detector(forged)

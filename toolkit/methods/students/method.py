@@ -10,6 +10,7 @@ A teacher does not depend on the product: trained once, on many pictures and for
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_serializer, model_validator
 from torch import Tensor, nn
 
-from adedge.bundle import Bundle, sha256_of
+from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset, load_dataset
 from adedge.errors import BundleError
 from adedge.methods import (
@@ -324,7 +325,7 @@ class UninformedStudents(Record):
         digests: dict[str, Any] = {}
         if method.teacher is not None:
             teachers_from_file(Path(method.teacher), method.patches)
-            digests["teacher_digest"] = sha256_of(_weights_file(Path(method.teacher)))
+            digests["teacher_digest"] = hashlib.sha256(_teacher_file(Path(method.teacher))).hexdigest()
         else:
             if method.teacher_data is not None:
                 digests["teacher_data_digest"] = load_dataset(method.teacher_data, holdout=0).digest
@@ -505,14 +506,13 @@ def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str
     Raises `BundleError` if the file cannot be read, was changed, or lacks a teacher; then it names those it has.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    file = _weights_file(path)
     try:
-        tensors = load_file(file)
+        tensors = load(_teacher_file(path))
     except (SafetensorError, OSError) as error:
         raise BundleError(
-            f"{file} cannot be read as weights of a teacher ({error}): give a students bundle, or its "
+            f"{path} cannot be read as weights of a teacher ({error}): give a students bundle, or its "
             "weights.safetensors"
         ) from error
     teachers: dict[int, dict[str, Tensor]] = {}
@@ -529,8 +529,8 @@ def teachers_from_file(path: Path, patches: Sequence[int]) -> dict[int, dict[str
     return {patch: teachers[patch] for patch in patches}
 
 
-def _weights_file(path: Path) -> Path:
-    return Bundle.open(path).file("weights.safetensors") if path.is_dir() else path
+def _teacher_file(path: Path) -> bytes:
+    return Bundle.open(path).read("weights.safetensors") if path.is_dir() else path.read_bytes()
 
 
 def _teacher(networks: nn.ModuleDict, patch: int) -> Teacher:
