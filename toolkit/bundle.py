@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adedge.errors import BundleError, UsageError
-from adedge.files import flush_file, write_flushed
+from adedge.files import flush_file, make_directories, write_flushed
 from adedge.limits import JSON_BYTES, read_file
 from adedge.manifest import MANIFEST, RESERVED, SIGNATURE, FileRecord, Manifest, check_name
 from adedge.staging import Staging, recover, stage
@@ -268,7 +268,7 @@ def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> 
     check_creatable(path, overwrite=overwrite)
     real = path.resolve()
     with _disk_errors(path):
-        real.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(real.parent)
     with _staged(real) as staging:
         draft = Draft(path, staging.new, manifest)
         yield draft
@@ -346,11 +346,16 @@ def _is_litter(name: str) -> bool:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Staging]:
-    """`adedge.staging.stage` with its errors as `BundleError`; those of the block pass through."""
+    """`adedge.staging.stage` with its errors as `BundleError`; of those of the block, only that the disk is full."""
     with ExitStack() as stack:
         with _disk_errors(path):
             staging = stack.enter_context(stage(path))
-        yield staging
+        try:
+            yield staging
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise _disk_error(path, error) from error
+            raise
 
 
 @contextmanager
@@ -358,11 +363,16 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk that holds {path} is full: free some space; the bundle is unchanged"
-        else:
-            message = f"{path} cannot be written ({error.strerror or error}); the bundle is unchanged"
-        raise BundleError(message) from error
+        raise _disk_error(path, error) from error
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _disk_error(path: Path, error: OSError) -> BundleError:
+    if error.errno in _DISK_FULL:
+        return BundleError(f"the disk that holds {path} is full: free some space; the bundle is unchanged")
+    return BundleError(f"{path} cannot be written ({error.strerror or error}); the bundle is unchanged")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -57,6 +57,14 @@ def write_flushed(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
         os.fsync(descriptor)
 
 
+def make_directories(path: Path) -> None:
+    """Create a directory and its missing parents, each with its name on disk."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        flush_directory(one.parent)
+
+
 def flush_file(path: Path) -> None:
     """Flush the contents of a file to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

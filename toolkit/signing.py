@@ -263,7 +263,7 @@ def _read_versions(path: Path) -> dict[str, int]:
     remedy = "restore it, or remove it to accept any version once"
     try:
         values = json.loads(read_file(path, JSON_BYTES, BundleError))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}): {remedy}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_precision_and_threshold_can_be_chosen(bundle: Bundle) -> None:
 
 def test_calibrated_engines_come_first(bundle: Bundle) -> None:
     thresholds = {k: v for k, v in bundle.manifest.thresholds.items() if k != "onnxruntime/fp32"}
-    lacking = Bundle(bundle.path, bundle.manifest.replace(thresholds=thresholds))
+    lacking = replace(bundle, manifest=bundle.manifest.replace(thresholds=thresholds))
     with open_inspector(lacking) as inspector:
         assert inspector.key.precision == "fp16"
     with pytest.raises(EngineError, match="no threshold for onnxruntime/fp32: run 'adedge calibrate'"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adedge.files import flush_directory, flush_file, flush_tree, write_new, write_whole
+from adedge.files import flush_directory, flush_file, flush_tree, make_directories, write_new, write_whole
 
 
 def test_text_is_utf_8_and_bytes_are_as_given(tmp_path: Path) -> None:
@@ -165,3 +165,11 @@ def test_a_tree_is_flushed_from_the_inside_out(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
     flush_tree(tmp_path)
     assert flushed == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+
+
+def test_every_new_directory_has_its_name_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    make_directories(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert flushed == [tmp_path, tmp_path / "a"]

@@ -1,23 +1,28 @@
-"""A required signature refuses everything but the bundle that was signed, by the key that is trusted."""
+"""A required signature refuses everything but the bundle that was signed, by a key that is trusted, for the product."""
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import shutil
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_public_key
 
-from adedge.bundle import Bundle, create
-from adedge.errors import BundleError, UsageError
-from adedge.manifest import SIGNATURE, Manifest, Provenance
-from adedge.signing import create_key, require, sign, signer_of
+from adedge.bundle import Bundle, create, open_bundle
+from adedge.errors import BundleError, OutputError, UsageError
+from adedge.keyring import revoke, trust
+from adedge.manifest import MANIFEST, SIGNATURE, Manifest, Provenance
+from adedge.signing import accept, claim_of, create_key, encoding_to_sign, require, sign, state_file
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
+def write_bundle(path: Path, weights: bytes = b"weights") -> Bundle:
     source = Provenance(created="", data="", data_digest="", seed=0, budget="", device="cpu", versions={})
     manifest = Manifest(
         method="m",
@@ -27,17 +32,67 @@ def bundle(tmp_path: Path) -> Bundle:
         score=ScoreSpec(comparison=ReadyMap()),
         provenance=source,
     )
-    with create(tmp_path / "b.adedge", manifest) as draft:
-        draft.write("weights.safetensors", b"weights")
-    return Bundle.open(tmp_path / "b.adedge")
+    with create(path, manifest) as draft:
+        draft.write("weights.safetensors", weights)
+    return draft.bundle
 
 
-def test_signed_bundle_is_accepted(bundle: Bundle, tmp_path: Path) -> None:
-    public = create_key(tmp_path / "key")
-    sign(bundle, tmp_path / "key")
-    require(bundle, public)
-    assert signer_of(bundle) is not None
-    assert bundle.verify() == []
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "brick.adedge")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    create_key(tmp_path / "key")
+    return tmp_path / "key"
+
+
+@pytest.fixture
+def public(key: Path) -> Path:
+    return key.with_name("key.pub")
+
+
+def test_signed_bundle_is_accepted(bundle: Bundle, key: Path, public: Path) -> None:
+    signed, claim = sign(bundle, key, product="brick", version=7, expires=date(2999, 12, 31))
+    assert require(signed, public) == claim
+    assert (claim.product, claim.version, claim.expires) == ("brick", 7, date(2999, 12, 31))
+    reopened = Bundle.open(bundle.path)
+    assert require(reopened, public) == claim
+    assert reopened.verify() == []
+
+
+def test_the_signature_can_be_verified_by_the_formats_own_rules(bundle: Bundle, key: Path, public: Path) -> None:
+    """DSSE, protocol version 1, around an in-toto Statement v1: checked without adedge's own code."""
+    import hashlib
+
+    signed, _ = sign(bundle, key, product="brick", version=7)
+    assert signed.signature is not None
+    envelope = json.loads(signed.signature)
+    payload = base64.b64decode(envelope["payload"])
+    kind = "application/vnd.in-toto+json"
+    assert envelope["payloadType"] == kind
+    text = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
+    trusted = load_pem_public_key(public.read_bytes())
+    trusted.verify(base64.b64decode(envelope["signatures"][0]["sig"]), text)  # type: ignore[union-attr,call-arg]
+    statement = json.loads(payload)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    digest = hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+    assert statement["subject"] == [{"name": "bundle.json", "digest": {"sha256": digest}}]
+
+
+def test_the_encoding_is_the_specifications_example() -> None:
+    assert encoding_to_sign("http://example.com/HelloWorld", b"hello world") == (
+        b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    )
+
+
+def test_without_options_the_product_is_the_name_and_the_version_grows(bundle: Bundle, key: Path) -> None:
+    before = int(datetime.now(timezone.utc).strftime("%Y%m%d%H%M%S"))
+    claim = sign(bundle, key)[1]
+    assert claim.product == "brick"
+    assert before <= claim.version <= before + 100
+    assert claim.expires is None
 
 
 def test_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -47,42 +102,121 @@ def test_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
         create_key(tmp_path / "key")
 
 
-def test_unsigned_wrong_key_and_changed_bundles_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    public = create_key(tmp_path / "key")
-    other = create_key(tmp_path / "other")
+@pytest.mark.parametrize("files_before", [0, 1])
+def test_keys_that_do_not_fit_on_the_disk_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_before: int
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def fill(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_file():
+            calls.append(descriptor)
+            if len(calls) > files_before:
+                raise OSError(28, os.strerror(28))
+        fsync(descriptor)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fill)
+        with pytest.raises(OSError, match="No space"):
+            create_key(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+    create_key(tmp_path / "key")
+
+
+def test_unsigned_wrong_key_and_changed_bundles_are_refused(bundle: Bundle, tmp_path: Path, key: Path) -> None:
+    public, other = key.with_name("key.pub"), create_key(tmp_path / "other")
     with pytest.raises(BundleError, match="is not signed"):
         require(bundle, public)
-    sign(bundle, tmp_path / "key")
+    signed, _ = sign(bundle, key)
     with pytest.raises(BundleError, match="signed by another key"):
-        require(bundle, other)
-    manifest = bundle.path / "bundle.json"
+        require(signed, other)
+    manifest = bundle.path / MANIFEST
     manifest.write_text(manifest.read_text().replace('"variant": "v"', '"variant": "w"'))
     with pytest.raises(BundleError, match="changed after it was signed"):
         require(Bundle.open(bundle.path), public)
 
 
-def test_editing_drops_the_signature(bundle: Bundle, tmp_path: Path) -> None:
-    public = create_key(tmp_path / "key")
-    sign(bundle, tmp_path / "key")
-    with bundle.edit() as draft:
+def test_a_bundle_swapped_after_it_was_opened_is_of_no_use(bundle: Bundle, key: Path, public: Path) -> None:
+    """The signature is checked on the bytes that the manifest was parsed from, whatever lies on the disk by then."""
+    foreign = bundle.path / MANIFEST
+    sign(bundle, key)
+    genuine = foreign.read_bytes()
+    foreign.write_bytes(genuine.replace(b'"variant": "v"', b'"variant": "w"'))
+    opened = Bundle.open(bundle.path)
+    foreign.write_bytes(genuine)
+    assert opened.manifest.variant == "w"
+    with pytest.raises(BundleError, match="changed after it was signed"):
+        require(opened, public)
+    genuine_opened = Bundle.open(bundle.path)
+    foreign.write_bytes(b"{}")
+    require(genuine_opened, public)
+
+
+def test_a_signature_is_of_one_bundle_alone(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
+    other = write_bundle(tmp_path / "other.adedge", b"others")
+    sign(bundle, key)
+    shutil.copy(bundle.path / SIGNATURE, other.path / SIGNATURE)
+    with pytest.raises(BundleError, match="changed after it was signed"):
+        require(Bundle.open(other.path), public)
+
+
+def test_editing_drops_the_signature(bundle: Bundle, key: Path, public: Path) -> None:
+    signed, _ = sign(bundle, key)
+    with signed.edit() as draft:
         draft.write("golden.npz", b"golden")
     with pytest.raises(BundleError, match="is not signed"):
         require(Bundle.open(bundle.path), public)
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"signature": "!", "public_key": "!"}'])
-def test_damaged_signature_is_one_sentence(bundle: Bundle, tmp_path: Path, damage: str) -> None:
-    public = create_key(tmp_path / "key")
-    (bundle.path / SIGNATURE).write_text(damage)
+def altered(signature: bytes, change: Any) -> bytes:
+    record = json.loads(signature)
+    change(record)
+    return json.dumps(record).encode()
+
+
+def claim_version_9(record: dict[str, Any]) -> None:
+    payload = base64.b64decode(record["payload"]).replace(b'"version": 1', b'"version": 9')
+    record["payload"] = base64.b64encode(payload).decode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda s: b"",
+        lambda s: b"{}",
+        lambda s: b"[]",
+        lambda s: b"\xff",
+        lambda s: b"[" * 100_000,
+        lambda s: altered(s, lambda r: r.update(signatures=[])) and altered(s, lambda r: r.update(payload="!")),
+        lambda s: altered(s, lambda r: r.update(payloadType="text/plain")),
+        lambda s: altered(s, lambda r: r.update(signatures=5)),
+        lambda s: altered(s, lambda r: r.update(signatures=[5])),
+        lambda s: altered(s, lambda r: r["signatures"][0].update(sig="!")),
+        lambda s: altered(s, lambda r: r["signatures"][0].update(sig="AAAA")),
+        lambda s: altered(s, lambda r: r["signatures"][0].update(keyid=[1])),
+        lambda s: altered(s, claim_version_9),
+    ],
+)
+def test_damaged_signature_is_one_sentence(bundle: Bundle, key: Path, public: Path, damage: Any) -> None:
+    signed, _ = sign(bundle, key, version=1)
+    (bundle.path / SIGNATURE).write_bytes(damage(signed.signature))
     with pytest.raises(BundleError, match="is damaged"):
-        require(bundle, public)
+        require(Bundle.open(bundle.path), public)
+    claim_of(Bundle.open(bundle.path))  # to show, which must not fail
 
 
-def test_damaged_bundle_is_not_signed(bundle: Bundle, tmp_path: Path) -> None:
-    create_key(tmp_path / "key")
+def test_an_envelope_without_signatures_is_by_nobody(bundle: Bundle, key: Path, public: Path) -> None:
+    signed, _ = sign(bundle, key)
+    assert signed.signature is not None
+    (bundle.path / SIGNATURE).write_bytes(altered(signed.signature, lambda r: r.update(signatures=[])))
+    with pytest.raises(BundleError, match="signed by another key"):
+        require(Bundle.open(bundle.path), public)
+
+
+def test_damaged_bundle_is_not_signed(bundle: Bundle, key: Path) -> None:
     (bundle.path / "weights.safetensors").write_bytes(b"Weights")
     with pytest.raises(BundleError, match="not signed"):
-        sign(bundle, tmp_path / "key")
+        sign(bundle, key)
     assert not (bundle.path / SIGNATURE).exists()
 
 
@@ -98,3 +232,99 @@ def test_other_kinds_of_keys_are_refused(bundle: Bundle, tmp_path: Path) -> None
         sign(bundle, tmp_path / "text")
     with pytest.raises(UsageError, match="adedge keygen"):
         sign(bundle, tmp_path / "absent")
+
+
+def test_an_expired_signature_is_refused_on_the_day_after(bundle: Bundle, key: Path, public: Path) -> None:
+    today = datetime.now(timezone.utc)
+    signed, _ = sign(bundle, key, expires=today.date())
+    end_of_day = datetime.combine(today.date(), datetime.max.time(), timezone.utc)
+    require(signed, public, now=end_of_day)
+    with pytest.raises(BundleError, match=f"expired on {today.date()}"):
+        require(signed, public, now=end_of_day + timedelta(seconds=1))
+    with pytest.raises(UsageError, match="has passed"):
+        sign(signed, key, expires=today.date() - timedelta(days=1))
+
+
+def test_a_clock_before_the_signature_cannot_judge_its_expiry(bundle: Bundle, key: Path, public: Path) -> None:
+    start = datetime(1970, 1, 1, tzinfo=timezone.utc)  # a board without a battery
+    with pytest.raises(BundleError, match="clock says 1970-01-01"):
+        require(sign(bundle, key, expires=date(2999, 1, 1))[0], public, now=start)
+    require(sign(Bundle.open(bundle.path), key)[0], public, now=start)
+
+
+def test_another_product_of_the_same_key_is_refused(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
+    state = tmp_path / "state" / "versions.json"
+    signed, _ = sign(bundle, key, product="brick")
+    accept(signed, public, "brick", state=state)
+    with pytest.raises(BundleError, match="signed for 'brick', and 'bottle' is expected"):
+        accept(signed, public, "bottle", state=state)
+
+
+def test_an_older_version_is_refused_once_a_newer_one_was_accepted(
+    bundle: Bundle, tmp_path: Path, key: Path, public: Path
+) -> None:
+    state = tmp_path / "state" / "versions.json"
+    versions = {}
+    for version in (3, 5):
+        path = tmp_path / f"{version}.adedge"
+        shutil.copytree(bundle.path, path)
+        versions[version] = sign(Bundle.open(path), key, product="brick", version=version)[0]
+    accept(versions[3], public, "brick", state=state)
+    accept(versions[5], public, "brick", state=state)
+    accept(versions[5], public, "brick", state=state)
+    with pytest.raises(BundleError, match="is version 3 of 'brick', and this machine has accepted version 5"):
+        accept(versions[3], public, "brick", state=state)
+    accept(versions[3], public, state=state)  # nothing is expected, so nothing is compared
+    assert json.loads(state.read_text()) == {"brick": 5}
+
+
+def test_versions_of_products_are_independent(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
+    state = tmp_path / "versions.json"
+    other = write_bundle(tmp_path / "bottle.adedge")
+    accept(sign(bundle, key, product="brick", version=9)[0], public, "brick", state=state)
+    accept(sign(other, key, product="bottle", version=1)[0], public, "bottle", state=state)
+    assert json.loads(state.read_text()) == {"brick": 9, "bottle": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"brick": "7"}', '{"brick": true}', "\xff"])
+def test_damaged_state_accepts_nothing(bundle: Bundle, tmp_path: Path, key: Path, public: Path, text: str) -> None:
+    (tmp_path / "versions.json").write_text(text, encoding="latin-1")
+    with pytest.raises(BundleError, match="versions.json .*restore it, or remove it"):
+        accept(sign(bundle, key)[0], public, "brick", state=tmp_path / "versions.json")
+
+
+def test_state_that_cannot_be_written_accepts_nothing(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="set ADEDGE_STATE"):
+        accept(sign(bundle, key)[0], public, "brick", state=tmp_path / "file" / "versions.json")
+
+
+def test_where_the_state_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("ADEDGE_STATE", "STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert state_file() == tmp_path / ".local/state/adedge/versions.json"
+    monkeypatch.setenv("XDG_STATE_HOME", "/x")
+    assert state_file() == Path("/x/adedge/versions.json")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/adedge:/var/lib/other")
+    assert state_file() == Path("/var/lib/adedge/versions.json")
+    monkeypatch.setenv("ADEDGE_STATE", "/s")
+    assert state_file() == Path("/s/versions.json")
+
+
+def test_expecting_a_product_without_a_key_is_a_wrong_call(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="require a signature"):
+        open_bundle(bundle.path, expect="brick")
+
+
+def test_rotation_and_revocation(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
+    keyring, new = tmp_path / "keyring.json", create_key(tmp_path / "new")
+    trust(keyring, public, "old")
+    signed, _ = sign(bundle, key)
+    require(signed, keyring)
+    trust(keyring, new, "new")
+    require(signed, keyring)
+    revoke(keyring, "old", "laptop stolen")
+    with pytest.raises(BundleError, match=r"that was revoked \(laptop stolen\)"):
+        require(signed, keyring)
+    require(sign(signed, tmp_path / "new")[0], keyring)

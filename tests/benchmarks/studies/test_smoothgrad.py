@@ -87,6 +87,6 @@ def test_what_cannot_be_measured_is_one_sentence(bundle: Bundle, dataset: Datase
     without = [replace(sample, mask_path=None) for sample in dataset.test]
     with pytest.raises(DataError, match="judged by masks"):
         measure(bundle, without, count=1)
-    other = Bundle(bundle.path, bundle.manifest.replace(method="hfr"))
+    other = replace(bundle, manifest=bundle.manifest.replace(method="hfr"))
     with pytest.raises(UsageError, match="give an mkd bundle"):
         measure(other, dataset.test)

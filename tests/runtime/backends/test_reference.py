@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_an_imported_detector_runs_in_onnx_runtime(red_bundle: Bundle) -> None:
 def test_a_trained_detector_without_torch_names_the_extra(
     red_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    trained = Bundle(red_bundle.path, red_bundle.manifest.replace(method="hfr"))
+    trained = replace(red_bundle, manifest=red_bundle.manifest.replace(method="hfr"))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependency, match=r"pip install 'adedge\[train\]'"):
         load_reference(trained)

@@ -28,7 +28,7 @@ def test_inspect_json_is_the_manifest(bundle: Path, adedge: Adedge) -> None:
     record = json.loads(adedge("inspect", bundle, "--json").stdout)
     assert record["problems"] == []
     assert record["engines"] == {}
-    assert record["signed_by"] is None
+    assert record["signature"] is None
     assert record["files"].keys() == {"weights.safetensors"}
     assert record["thresholds"]["pytorch/fp32"]["value"] == 0.125
 
@@ -87,7 +87,8 @@ def test_a_signature_is_named_and_said_to_be_checked_only_where_it_was(
         record = json.loads(invoke("inspect", bundle, "--json", *options).stdout)
         assert record["signature_checked"] == checked
         shown = " ".join(invoke("inspect", bundle, *options).stdout.split())
-        assert f"by {record['signed_by']}" in shown
+        assert f"as version {record['signature']['version']} of 'part'" in shown
+        assert f"key {record['signature']['key'][:16]}" in shown
         assert ("(verified)" in shown, "(not verified: add --require-signature" in shown) == (checked, not checked)
 
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 from adedge.bundle import Bundle
@@ -66,3 +67,28 @@ def test_signing_again_replaces_the_signature(bundle: Path, tmp_path: Path, invo
     assert invoke("inspect", bundle, "--require-signature", tmp_path / "second.pub").exit_code == 0
     refused = invoke("inspect", bundle, "--require-signature", tmp_path / "first.pub").exception
     assert "is signed by another key" in str(refused)
+
+
+def test_a_device_accepts_the_product_it_expects_and_nothing_older(
+    bundle: Path, tmp_path: Path, adedge: Adedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADEDGE_STATE", str(tmp_path / "state"))
+    adedge("keygen", tmp_path / "key")
+    adedge("keyring", "add", tmp_path / "keyring.json", tmp_path / "key.pub", "--name", "release")
+    trusted = ("--require-signature", tmp_path / "keyring.json", "--expect", "brick")
+
+    def signed(*options: str) -> subprocess.CompletedProcess[str]:
+        said = adedge("sign", bundle, "--key", tmp_path / "key", *options)
+        assert said.returncode == 0, said.stderr
+        return adedge("inspect", bundle, *trusted)
+
+    assert signed("--product", "brick", "--version", "2", "--expires", "2999-12-31").returncode == 0
+    older = signed("--product", "brick", "--version", "1")
+    assert (older.returncode, "has accepted version 2" in older.stderr) == (1, True)
+    other = signed("--product", "bottle", "--version", "3")
+    assert (other.returncode, "signed for 'bottle', and 'brick' is expected" in other.stderr) == (1, True)
+    assert adedge("sign", bundle, "--key", tmp_path / "key", "--expires", "2020-01-01").returncode == 2
+    adedge("keyring", "revoke", tmp_path / "keyring.json", "release", "--reason", "laptop stolen")
+    assert "revoked: laptop stolen" in adedge("keyring", "show", tmp_path / "keyring.json").stdout
+    revoked = signed("--product", "brick", "--version", "4")
+    assert (revoked.returncode, "laptop stolen" in revoked.stderr) == (1, True)
