@@ -36,6 +36,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note in the report which faults a test injects: .ci/reliability makes a table of them."""
+    item.user_properties += [("fault", marker.args[0]) for marker in item.iter_markers("fault")]
+
+
 HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
 
 OUT_OF_MEMORY, LAUNCH_FAILED, INVALID_VALUE = 2, 719, 1

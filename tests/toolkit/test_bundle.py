@@ -86,6 +86,7 @@ def test_edit_that_raises_leaves_the_bundle_as_it_was(bundle: Bundle, failure: B
     assert leftovers(bundle) == []
 
 
+@pytest.mark.fault("the disk is full while a bundle is written")
 @pytest.mark.parametrize("files_before", [0, 1, 2], ids=["the first file", "the second file", "the manifest"])
 def test_full_disk_is_one_sentence_and_leaves_the_bundle_as_it_was(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, files_before: int
@@ -268,6 +269,7 @@ def change_file(bundle: Bundle, outside: Path) -> None:
     (bundle.path / "weights.safetensors").write_bytes(b"Weights")
 
 
+@pytest.mark.fault("a foreign, changed, deleted or linked file in a bundle that is edited")
 @pytest.mark.parametrize(
     "tamper",
     [plant_file, plant_key, plant_link, plant_linked_folder, replace_folder_by_link, delete_file, change_file],
@@ -294,6 +296,7 @@ def test_what_an_operating_system_leaves_in_every_folder_is_neither_a_problem_no
     assert draft.bundle.verify() == []
 
 
+@pytest.mark.fault("a file of a bundle is exchanged between check and use")
 def test_a_file_that_is_swapped_after_the_check_is_not_recorded(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_new_file_that_does_not_fit_on_the_disk_leaves_its_name_free(
     write_new(tmp_path / "key", "secret")
 
 
+@pytest.mark.fault("a file system that cannot flush directories")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_cannot_flush_a_directory_flushes_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -102,6 +102,7 @@ def test_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
         create_key(tmp_path / "key")
 
 
+@pytest.mark.fault("the disk is full while keys are written")
 @pytest.mark.parametrize("files_before", [0, 1])
 def test_keys_that_do_not_fit_on_the_disk_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_before: int
@@ -136,6 +137,7 @@ def test_unsigned_wrong_key_and_changed_bundles_are_refused(bundle: Bundle, tmp_
         require(Bundle.open(bundle.path), public)
 
 
+@pytest.mark.fault("a file of a bundle is exchanged between check and use")
 def test_a_bundle_swapped_after_it_was_opened_is_of_no_use(bundle: Bundle, key: Path, public: Path) -> None:
     """The signature is checked on the bytes that the manifest was parsed from, whatever lies on the disk by then."""
     foreign = bundle.path / MANIFEST
@@ -179,6 +181,7 @@ def claim_version_9(record: dict[str, Any]) -> None:
     record["payload"] = base64.b64encode(payload).decode()
 
 
+@pytest.mark.fault("a damaged or forged signature")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -252,6 +255,7 @@ def test_a_clock_before_the_signature_cannot_judge_its_expiry(bundle: Bundle, ke
     require(sign(Bundle.open(bundle.path), key)[0], public, now=start)
 
 
+@pytest.mark.fault("a bundle of another product, or an older one, by the same key")
 def test_another_product_of_the_same_key_is_refused(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
     state = tmp_path / "state" / "versions.json"
     signed, _ = sign(bundle, key, product="brick")
@@ -260,6 +264,7 @@ def test_another_product_of_the_same_key_is_refused(bundle: Bundle, tmp_path: Pa
         accept(signed, public, "bottle", state=state)
 
 
+@pytest.mark.fault("a bundle of another product, or an older one, by the same key")
 def test_an_older_version_is_refused_once_a_newer_one_was_accepted(
     bundle: Bundle, tmp_path: Path, key: Path, public: Path
 ) -> None:

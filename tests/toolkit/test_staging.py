@@ -19,6 +19,8 @@ from adedge.signing import create_key, sign
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 from adedge.staging import recover, stage, staging_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 # What Python announces before it changes the file system, or calls a function of the C library.
 STEPS = frozenset({"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "ctypes.call_function", "fcntl.flock"})
 
@@ -76,9 +78,16 @@ def edit(path: Path) -> None:
         draft.manifest = draft.manifest.replace(variant="new")
 
 
+@pytest.mark.fault("a writer of a bundle is killed before any of its steps")
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("action", ["create", "overwrite", "edit", "sign"])
-def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, exchange: bool) -> None:
+def test_killed_at_every_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    action: str,
+    exchange: bool,
+) -> None:
     if not exchange:
         monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     create_key(tmp_path / "key")
@@ -102,6 +111,7 @@ def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     else:
         pytest.fail("the action never ended")
     assert step > 10
+    record_property("tries", step)
     assert len(states) == 2
 
 
@@ -171,6 +181,7 @@ def test_a_reader_finds_the_bundle_while_it_is_being_exchanged_without_exchange(
     assert Bundle.open(path).manifest.variant == "old"
 
 
+@pytest.mark.fault("eight processes write one bundle at once")
 def test_many_writers_at_once_write_one_after_another_or_are_refused(tmp_path: Path) -> None:
     """Eight processes add one to a number in the bundle until each has done so five times: none is lost."""
     path = tmp_path / "part.adedge"
