@@ -6,6 +6,9 @@ import base64
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,38 @@ def test_a_bundle_swapped_after_it_was_opened_is_of_no_use(bundle: Bundle, key: 
     genuine_opened = Bundle.open(bundle.path)
     foreign.write_bytes(b"{}")
     require(genuine_opened, public)
+
+
+@pytest.mark.fault("a file of a bundle is exchanged between check and use")
+def test_whatever_is_swapped_while_a_bundle_is_opened_only_the_signed_one_is_accepted(
+    bundle: Bundle, key: Path, public: Path, record_property: Callable[[str, object], None]
+) -> None:
+    sign(bundle, key)
+    path = bundle.path / MANIFEST
+    genuine = path.read_bytes()
+    foreign = genuine.replace(b'"variant": "v"', b'"variant": "w"')
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for data in (foreign, genuine):
+                part = path.with_name("part")
+                part.write_bytes(data)
+                part.replace(path)
+
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    opened = []
+    try:
+        for _ in range(300):
+            with suppress(BundleError):
+                opened.append(open_bundle(bundle.path, public).manifest.variant)
+    finally:
+        stop.set()
+        attacker.join()
+    assert set(opened) == {"v"}
+    assert len(opened) < 300  # the attacker was quick enough to be refused
+    record_property("tries", 300)
 
 
 def test_a_signature_is_of_one_bundle_alone(bundle: Bundle, tmp_path: Path, key: Path, public: Path) -> None:
