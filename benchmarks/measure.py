@@ -186,6 +186,12 @@ def _measure_accuracy(
     if masks is None:
         notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
     metrics = {name: accuracy(one, labels, masks, scored.get(manifest.reference)) for name, one in scored.items()}
+    for verdict in ("accepts", "rejects"):
+        if names := [name for name, one in metrics.items() if one.one_verdict == verdict]:
+            notes.append(
+                f"The threshold {verdict} all {len(samples)} pictures, good and anomalous: {', '.join(names)}. Run "
+                "'adedge calibrate' again, and read its warnings."
+            )
     # The same pictures for all contenders, so that their maps are comparable.
     shown = telling_pictures(samples, first, [one.verdicts for one in scored.values()])
     sheets = {c.name: heat_maps(samples, scored[c.name], shown, c.threshold) for c in contenders}

@@ -44,7 +44,8 @@ class Proof(Record):
     ``problem`` then says why. ``problem`` also reports a difference beyond the tolerance. ``pictures``, ``flips`` and
     ``score_error`` (the largest absolute difference of a raw score) refer to the further pictures, or without any to
     the golden frames; ``flips`` is None if the bundle lacks one of the two thresholds. ``flip_rate`` is the upper 95%
-    confidence bound on the share of such pictures that the engine decides differently.
+    confidence bound on the share of such pictures that the engine decides differently. ``rejected`` of the pictures are
+    anomalous to the engine, None if it lacks a threshold: if none or all are, agreement proves nothing.
     """
 
     engine: str
@@ -52,8 +53,14 @@ class Proof(Record):
     pictures: int = 0
     flips: int | None = None
     flip_rate: float | None = None
+    rejected: int | None = None
     score_error: float | None = None
     problem: str | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether engine and model agree on every picture, but only because both accept all, or reject all."""
+        return self.flips == 0 and self.rejected in (0, self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +166,14 @@ def _proof(
         expected = pictures.scores
         scores = judge_samples(backend, spec, score, pictures.samples, name=name, progress=progress).scores
     flips = flips_of(bundle.manifest, name, expected, scores)
+    threshold = bundle.manifest.threshold(name)
     return Proof(
         engine=name,
         golden=difference,
         pictures=len(scores),
         flips=flips,
         flip_rate=None if flips is None else rate_bound(flips, len(scores)),
+        rejected=None if threshold is None else int(np.sum(scores > threshold)),
         score_error=float(np.abs(scores - expected).max()),
         problem=problem,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle, Difference, Manifest
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
-from adedge.golden import Golden
+from adedge.golden import Golden, read_golden
 from adedge.metrics import auroc, count_flips
 from adedge.runtime.inspection import Predictions
 from adedge.scoring import maps_and_scores
@@ -137,6 +137,25 @@ def flips_of(
         return None
     # In float64, as in `adedge run`: a threshold need not be representable in float32.
     return count_flips(expected.astype(np.float64) > reference_threshold, scores.astype(np.float64) > engine_threshold)
+
+
+def one_sided_golden(bundle: Bundle) -> str | None:
+    """A warning if the reference accepts or rejects all golden frames; None if it does not, or has no threshold.
+
+    Engines that agree with it on those frames may have any threshold on the other side of them. Raises `BundleError` if
+    the golden frames cannot be read.
+    """
+    threshold = bundle.manifest.threshold(bundle.manifest.reference)
+    if threshold is None:
+        return None
+    rejected = read_golden(bundle).scores.astype(np.float64) > threshold
+    if rejected.any() != rejected.all():
+        return None
+    verdict, missing = ("rejects", "good") if rejected.all() else ("accepts", "defective")
+    return (
+        f"the model {verdict} all {len(rejected)} golden frames, so engines that agree with it on them prove nothing: "
+        f"run 'adedge prove {bundle.path} PICTURES' with {missing} ones too"
+    )
 
 
 def _auroc_change(golden: Golden, scores: NDArray[np.floating[Any]]) -> float | None:

@@ -86,6 +86,7 @@ def build_engine_command(
     """Build an engine, test it on the golden frames, and store the engine and the result in the bundle."""
     from adedge.export.build import Gates, build_engine
     from adedge.export.builders import BuildOptions
+    from adedge.export.verify import one_sided_golden
     from adedge.runtime.engines import read_record
 
     options = BuildOptions(
@@ -111,6 +112,8 @@ def build_engine_command(
         note(record.status)
     elif bundle.manifest.threshold(key) is None:
         note(f"no decision threshold for {key} yet: fit one with 'adedge calibrate {path} PICTURES'")
+    elif (warning := one_sided_golden(bundle)) is not None:
+        warn(warning)
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -78,6 +78,8 @@ def prove_command(
     for proof in proofs:
         if proof.problem is not None:
             problems.setdefault(proof.problem, []).append(proof.engine)
+        elif proof.one_sided:
+            warn(summary_of(proof))
         elif proof.flips is not None and proof.flip_rate is not None:
             note(summary_of(proof))
         else:
@@ -89,6 +91,13 @@ def prove_command(
 
 def summary_of(proof: Proof) -> str:
     """One line on a proof whose flips were counted."""
+    if proof.one_sided:
+        verdict = "rejects" if proof.rejected else "accepts"
+        missing = "good" if proof.rejected else "defective"
+        return (
+            f"{proof.engine} {verdict} all {proof.pictures} pictures, as the model does, which proves nothing: compare "
+            f"them on {missing} pictures too; if there were some, run 'adedge calibrate' again and read its warnings"
+        )
     agreeing = "all" if proof.flips == 0 else f"all but {proof.flips} of"
     return (
         f"{proof.engine} agrees with the model on {agreeing} {proof.pictures} pictures: "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from adedge.bundle import Bundle
+from adedge.bundle import Bundle, Threshold
 from adedge.cli.prove import summary_of
 from adedge.data.datasets import Sample
 from adedge.errors import EngineError, GateError
@@ -89,6 +89,28 @@ def test_a_proof_in_words(flips: int, words: str) -> None:
     assert summary_of(proof) == (
         f"tensorrt/int8 {words}: with 95% confidence, it differs on at most 3.06% of such pictures"
     )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "verdict", "missing"), [(2.0, "accepts", "defective"), (-1.0, "rejects", "good")]
+)
+def test_agreement_on_one_verdict_for_all_is_no_proof(
+    bundle: Bundle, pictures: Path, invoke: Invoke, threshold: float, verdict: str, missing: str
+) -> None:
+    """Scores are levels / 255: none exceeds 2, and all exceed -1."""
+    fitted = Threshold(value=threshold, false_alarm_rate=0.1, pictures=9, data_digest="")
+    with bundle.edit() as draft:
+        thresholds = {name: fitted.model_dump() for name in draft.manifest.thresholds}
+        draft.manifest = draft.manifest.replace(thresholds=thresholds)
+    for data, count in (((), 4), ((pictures,), 25)):
+        result = invoke("prove", bundle.path, *data)
+        assert result.exit_code == 0, result.exception
+        for engine in ("onnxruntime/fp32", "onnxruntime/int8"):
+            assert (
+                f"warning: {engine} {verdict} all {count} pictures, as the model does, which proves nothing: compare "
+                f"them on {missing} pictures too"
+            ) in result.stderr
+        assert "with 95% confidence" not in result.stderr
 
 
 def test_without_thresholds_there_are_no_verdicts_and_no_gate_of_them(bundle: Bundle, invoke: Invoke) -> None:
