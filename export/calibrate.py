@@ -22,9 +22,9 @@ from adedge.calibration.thresholds import conformal_threshold, pictures_needed, 
 from adedge.data.datasets import Dataset, Sample
 from adedge.data.pictures import conform, network_input
 from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
-from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
     dropped_threshold_notes,
+    failure_sentences,
     graph_files,
     json_from_ranges,
     require_packages,
@@ -72,11 +72,15 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationResult:
-    """The reopened bundle, the pictures used, and notes for the user."""
+    """The reopened bundle, the pictures used, and notes for the user.
+
+    ``problems`` are the reasons why a precision has no graph and no threshold although it was asked for.
+    """
 
     bundle: Bundle
     parts: Parts
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 def calibrate(
@@ -89,12 +93,14 @@ def calibrate(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> CalibrationResult:
-    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs; store everything or nothing.
+    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs, and store all in one edit.
 
     FP32 is always included in ``precisions``; ``limits`` bound how far INT8 may change maps and scores. Thresholds are
     fitted for the reference, for ONNX Runtime in each precision, and for the bundle's other engines that run on this
-    machine. Raises `DataError` if there are too few pictures or they are unusable, `GateError` if a graph differs from
-    the reference by more than its tolerance, `BundleError`, `EngineError`, `MissingDependency`.
+    machine. If FP16 or INT8 graphs cannot be made, or miss their tolerance on the golden frames, the rest is stored
+    and the result's ``problems`` say so. Raises `DataError` if there are too few pictures, they are unusable or
+    their scores allow no threshold, `GateError` if the FP32 graph differs too much, `BundleError`, `EngineError`,
+    `MissingDependency`.
 
     >>> from adedge import load_dataset, open_bundle
     >>> result = calibrate(open_bundle("bottle.adedge"), load_dataset("photos"), false_alarm_rate=0.2)
@@ -123,21 +129,23 @@ def calibrate(
         ranges = None
         if "int8" in all_precisions:
             ranges = calibrate_int8(fp32, bundle, parts.int8, method, limits, progress)
-        files = graph_files(fp32, all_precisions, ranges)
+        failures: dict[str, AdedgeError] = {}
+        files = graph_files(fp32, all_precisions, ranges, failures)
 
         for precision in all_precisions:
-            graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = str(EngineKey("onnxruntime", precision))
-            if name not in thresholds:
-                scores = scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH, or_fewer=True))
+            if name not in thresholds and precision in files:
+                scores = scores_of(name, OnnxRuntimeBackend(files[precision], batch=BATCH, or_fewer=True))
                 thresholds[name] = _threshold(name, scores, false_alarm_rate, parts, notes)
 
         # The bundle passed here has the new thresholds, so that flips are counted at those that will be stored.
         calibrated = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
-        graphs = verify_graphs(Bundle(bundle.path, calibrated), files, ranges, progress=progress)
+        graphs = verify_graphs(Bundle(bundle.path, calibrated), files, ranges, failures, progress=progress)
+        for kind in failures:
+            thresholds.pop(f"onnxruntime/{kind}", None)
         changed, removed = store(draft, graphs)
         notes += removed
-        if ranges is not None:
+        if ranges is not None and "int8" not in failures:
             draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):
             thresholds[name] = _threshold(name, scores_of(name, backend), false_alarm_rate, parts, notes)
@@ -148,7 +156,7 @@ def calibrate(
     bundle = Bundle.open(bundle.path)
     if (warning := one_sided_golden(bundle)) is not None:
         notes.append(warning)
-    return CalibrationResult(bundle=bundle, parts=parts, notes=tuple(notes))
+    return CalibrationResult(bundle=bundle, parts=parts, notes=tuple(notes), problems=failure_sentences(failures))
 
 
 def fit_thresholds(

@@ -92,7 +92,7 @@ def difference_of(
     if not_finite.any():
         raise GateError(
             f"{name} gives values that are not finite for golden frame {int(np.argmax(not_finite))}: "
-            "use --precision to leave out the precision that overflows; the bundle is unchanged"
+            "use --precision to leave out the precision that overflows"
         )
     return Difference(
         map_error=float(np.abs(maps - golden.maps).max()),
@@ -112,7 +112,7 @@ def check_tolerance(name: str, result: Difference, golden: Golden, tolerance: To
         if not error <= fraction * largest:
             raise GateError(
                 f"{name} differs from the model by {error:.2e} in a {what}; at most {fraction * largest:.2e} "
-                f"({fraction:g} of the largest {what}) is allowed: {_REMEDY}; the bundle is unchanged"
+                f"({fraction:g} of the largest {what}) is allowed: {_REMEDY}"
             )
     # One pair changing order is the smallest possible loss, so it is allowed however few golden frames there are.
     good = int(np.sum(golden.labels == 0))
@@ -120,7 +120,7 @@ def check_tolerance(name: str, result: Difference, golden: Golden, tolerance: To
     if result.auroc_change is not None and -result.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
         raise GateError(
             f"{name} loses {-result.auroc_change:.4f} AUROC on the golden frames; at most {tolerance.auroc_drop:g} is "
-            f"allowed: {_REMEDY}; the bundle is unchanged"
+            f"allowed: {_REMEDY}"
         )
 
 

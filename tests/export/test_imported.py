@@ -323,6 +323,8 @@ def test_values_beyond_fp16_leave_fp32_and_int8(tmp_path: Path, dataset: Dataset
     bundle, _ = import_model(path, Description(), dataset, output=tmp_path / "b.adedge")
     with pytest.raises(GateError, match="FP16 gives values that are not finite .* leave out the precision"):
         export_graphs(bundle)
+    bundle = Bundle.open(bundle.path)
+    assert set(bundle.manifest.graphs) == {"model.fp32"}  # what can be made is
     bundle = calibrate(
         bundle, dataset, precisions=("int8",), false_alarm_rate=0.05, limits=Limits(score_noise=10)
     ).bundle

@@ -12,6 +12,7 @@ from adedge.bundle import Bundle, Manifest
 from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
+from adedge.errors import GateError
 from adedge.specs import PRECISIONS, parse_precisions
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
@@ -84,6 +85,9 @@ def calibrate_command(
 
     A threshold guarantees that a new good picture is judged anomalous with probability at most --false-alarm-rate. This
     takes at least 1 / rate - 1 good pictures that the detector was not trained on: 99 for 0.01, 19 for 0.05.
+
+    A precision that cannot be made, or deviates too far from the model, gets no graph and no threshold; the others do,
+    and the exit code is 1.
     """
     from adedge.data.datasets import load_dataset
     from adedge.export.calibrate import calibrate, fit_thresholds
@@ -126,6 +130,8 @@ def calibrate_command(
     output.print(_thresholds(manifest))
     for message in result.notes:
         warn(message)
+    if result.problems:
+        raise GateError("; ".join(result.problems))
     note(f"next: adedge build-engine {path} --target onnxruntime --precision int8")
 
 
