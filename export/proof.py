@@ -1,6 +1,6 @@
 """Prove that engines decide as the model did, on the golden frames and on any number of further pictures.
 
-Both run on this machine through the code of `adedge run`. The model's scores of further pictures are stored in the
+Both run on this machine through the code of `adedge run`. The model's scores of further pictures can be stored in the
 bundle, so that a device without PyTorch can be compared with the model on all of them.
 """
 
@@ -65,10 +65,14 @@ class Proof(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Further pictures and the model's raw scores of them (N,), in the same order."""
+    """Further pictures and the model's raw scores of them (N,), in the same order.
+
+    ``computed`` of the scores were not in the bundle.
+    """
 
     samples: Sequence[Sample]
     scores: NDArray[np.float32]
+    computed: int = 0
 
 
 def prove(
@@ -100,11 +104,12 @@ def prove(
 
 
 def pictures_with_scores(
-    bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None
+    bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None, *, store: bool = True
 ) -> tuple[Pictures, Bundle]:
-    """Look up the model's score of each picture, computing and storing those that the bundle lacks.
+    """Look up the model's score of each picture, computing those that the bundle lacks.
 
-    Duplicate pictures count once. Returns the reopened bundle too. Raises `GateError` if the bundle lacks a score and
+    With ``store``, these are added to the bundle, which loses its signature. Duplicate pictures count once. Returns the
+    reopened bundle too. Raises `GateError` if the bundle lacks a score and
     the model cannot run here, `BundleError`.
     """
     samples = list({sample.digest: sample for sample in samples}.values())
@@ -124,11 +129,13 @@ def pictures_with_scores(
                 backend, manifest.input, manifest.score, missing, name=manifest.reference, progress=progress
             )
         scores.update((sample.digest, float(score)) for sample, score in zip(missing, judged.scores, strict=True))
-        weights = bundle.manifest.files[bundle.manifest.weights].sha256
-        with bundle.edit() as draft:
-            draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
-        bundle = Bundle.open(bundle.path)
-    return Pictures(samples=samples, scores=np.array([scores[s.digest] for s in samples], np.float32)), bundle
+        if store:
+            weights = bundle.manifest.files[bundle.manifest.weights].sha256
+            with bundle.edit() as draft:
+                draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
+            bundle = Bundle.open(bundle.path)
+    known = np.array([scores[sample.digest] for sample in samples], np.float32)
+    return Pictures(samples=samples, scores=known, computed=len(missing)), bundle
 
 
 def stored_scores(bundle: Bundle) -> Mapping[str, float]:
