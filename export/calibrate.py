@@ -38,7 +38,7 @@ from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.backends.reference import BATCH, load_reference
-from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.runtime.engines import engines_in, load_engine, load_recorded, read_record
 from adedge.runtime.inspection import judge_samples
 from adedge.scoring import maps_and_scores
 from adedge.specs import PRECISIONS, EngineKey, InputSpec, Precision
@@ -337,10 +337,11 @@ def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Itera
     """The bundle's engines other than ONNX Runtime's that run here; appends to ``notes`` why others are skipped."""
     for key in engines_in(bundle):
         try:
-            if read_record(bundle, key).graph in changed:
+            record = read_record(bundle, key)
+            if record.graph in changed:
                 notes.append(f"the {key} engine is stale because its graph changed: run 'adedge build-engine' again")
             elif key.target != "onnxruntime":
-                yield str(key), load_engine(bundle, key)
+                yield str(key), load_recorded(bundle, record)
         except AdedgeError as error:
             notes.append(f"no new threshold for the {key} engine: {error}")
 

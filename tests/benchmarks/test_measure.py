@@ -81,6 +81,17 @@ def test_engines_are_picked_and_the_model_judges_beside_them(
     assert report.accuracy[min(measured)].flips == flips
 
 
+def test_each_engine_record_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the report describes the engine that was measured, even if the file changes meanwhile."""
+    read: list[str] = []
+    original = Bundle.read
+    monkeypatch.setattr(Bundle, "read", lambda self, name: read.append(name) or original(self, name))
+    report = benchmark(bundle, options=QUICK).report
+    assert set(report.engines) == {FP32, INT8}
+    for precision in ("fp32", "int8"):
+        assert read.count(f"engines/onnxruntime-{precision}/engine.json") == 1
+
+
 def test_pictures_without_labels_give_latency_alone(bundle: Bundle, red_pictures: Path) -> None:
     said: list[str] = []
     measured = benchmark(bundle, red_pictures, QUICK, notify=said.append)
