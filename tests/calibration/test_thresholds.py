@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adedge.calibration.thresholds import conformal_threshold, pictures_needed, saturation
@@ -74,6 +74,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
 RATES = st.sampled_from([0.5, 0.2, 0.1, 0.07, 0.05])
 
 
+@settings(deadline=None)
 @given(scores=st.lists(FLOATS, min_size=20, max_size=45), rate=RATES)
 def test_the_bound_holds_for_any_exchangeable_scores_and_no_score_is_the_threshold(
     scores: list[float], rate: float
@@ -82,8 +83,10 @@ def test_the_bound_holds_for_any_exchangeable_scores_and_no_score_is_the_thresho
     alarms = 0
     for index, further in enumerate(scores):
         held_out = np.array([*scores[:index], *scores[index + 1 :]], np.float32)
-        assume(len(set(held_out.tolist())) > 1 and not np.sum(held_out == held_out.max()) > 1)
-        threshold = conformal_threshold(held_out, rate)
+        try:
+            threshold = conformal_threshold(held_out, rate)
+        except DataError:  # all are equal, or several are 1: there is no threshold, and so no alarm
+            continue
         assert threshold not in held_out.astype(np.float64)
         # By definition: as many scores at or below the threshold as leave at most the rate above, of n + 1.
         below = sum(score <= threshold for score in held_out.tolist())

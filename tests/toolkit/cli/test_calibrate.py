@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -67,6 +69,14 @@ def test_thresholds_alone_are_those_of_the_engines(red_bundle: Bundle, red_pictu
         "onnxruntime/int8": pytest.approx(0.92 * 240 / 255, abs=1e-6),
     }
     assert Bundle.open(red_bundle.path).manifest.graphs == {}
+
+
+def test_golden_frames_left_out_are_counted(red_bundle: Bundle, red_pictures: Path, invoke: Invoke) -> None:
+    """The bundle's golden frames have levels 10, 60, 200 and 240; the pictures 5, 15, ..., and now 60."""
+    cv2.imwrite(str(red_pictures / "060.png"), np.full((8, 8, 3), (255 - 60, 0, 60), np.uint8))
+    result = invoke("calibrate", red_bundle.path, red_pictures, "--thresholds-only")
+    assert result.exit_code == 0, result.exception
+    assert "25 good pictures for thresholds; 0 training pictures left out, and 1 golden frame\n" in result.stderr
 
 
 def test_an_unreadable_picture_is_skipped_by_name_or_refused(
