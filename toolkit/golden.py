@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +106,13 @@ def golden_among(golden: Golden, samples: Sequence[Sample], spec: InputSpec) -> 
     """
     frames = {frame.tobytes() for frame in golden.frames}
     remedy = "leave it out, or train a detector with a smaller --size"
-    return frozenset(sample.digest for sample in samples if _frame(sample, spec, remedy=remedy).tobytes() in frames)
+
+    def is_golden(sample: Sample) -> bool:
+        return _frame(sample, spec, remedy=remedy).tobytes() in frames
+
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(is_golden, samples)
+        return frozenset(sample.digest for sample, yes in zip(samples, found, strict=True) if yes)
 
 
 def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

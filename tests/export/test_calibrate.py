@@ -192,6 +192,19 @@ def test_thresholds_of_engines_are_fitted_alone(
         fit_thresholds(fitted.bundle, dataset, false_alarm_rate=0.01)
 
 
+def test_golden_scores_that_rounding_moves_flip_no_verdict(red_bundle: Bundle, red_pictures: Path) -> None:
+    """The 24th of 25 pictures, level 235, is also a golden frame, whose score another library rounded to 2e-7 more."""
+    levels = (10, 60, 235, 250)
+    frames = np.stack([np.full((8, 8, 3), level, np.uint8) for level in levels])
+    maps = (frames[..., 0] / 255 * (1 + 2e-7)).astype(np.float32)
+    golden = GoldenFrames(frames=frames, labels=np.array([0, 0, 1, 1], np.int8), masks=None)
+    with red_bundle.edit() as draft:
+        draft.write("golden.npz", golden_file(golden, maps, maps.max((1, 2))))
+    fitted = fit_thresholds(Bundle.open(red_bundle.path), load_dataset(str(red_pictures)), false_alarm_rate=0.1)
+    assert maps[2].max() > np.float32(235 / 255)  # rounded up indeed
+    assert [proof.flips for proof in prove(fitted.bundle, precision="fp32")] == [0]
+
+
 def test_thresholds_alone_leave_graphs_and_engines_as_they_are(red_bundle: Bundle, red_pictures: Path) -> None:
     fitted = fit_thresholds(red_bundle, load_dataset(str(red_pictures)), false_alarm_rate=0.2).bundle
     assert fitted.manifest.files == red_bundle.manifest.files
