@@ -44,6 +44,13 @@ class Accuracy(Record):
     roc: tuple[tuple[float, float], ...]
     pro: tuple[tuple[float, float], ...] = ()
 
+    @property
+    def one_verdict(self) -> str | None:
+        """Returns "accepts" or "rejects" if the contender does so with all pictures, good and anomalous."""
+        if (self.false_alarms, self.misses) == (0, 1):
+            return "accepts"
+        return "rejects" if (self.false_alarms, self.misses) == (1, 0) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:

@@ -25,7 +25,7 @@ from adedge.golden import read_golden
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import physical_cores
 from adedge.runtime.backends.reference import load_reference
-from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.runtime.engines import EngineRecord, engines_in, load_recorded, read_record
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Target
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def benchmark(
     if dataset is not None and not labelled:
         notify(f"{dataset.name} has no good and anomalous test pictures: only latency is measured")
     with ExitStack() as stack:
-        engines, notes = _load_engines(bundle, options, stack)
+        engines, records, notes = _load_engines(bundle, options, stack)
         # Loaded first, so that a missing framework fails before latency is measured for minutes.
         reference = _load_reference(bundle, engines, stack) if labelled and options.reference else []
         latency = measure_latency(
@@ -124,7 +124,7 @@ def benchmark(
         latency=latency,
         accuracy=metrics,
         reference=manifest.reference,
-        engines={str(key): read_record(bundle, key) for key in engines},
+        engines={str(key): record for key, record in records.items()},
         notes=tuple(notes),
     )
     return Benchmark(report=report, sheets=sheets)
@@ -132,25 +132,28 @@ def benchmark(
 
 def _load_engines(
     bundle: Bundle, options: BenchmarkOptions, stack: ExitStack
-) -> tuple[dict[EngineKey, Contender], list[str]]:
-    """Load the engines that run here; also returns a note for each reason why others do not."""
-    contenders, failures = dict[EngineKey, Contender](), dict[str, list[str]]()
+) -> tuple[dict[EngineKey, Contender], dict[EngineKey, EngineRecord], list[str]]:
+    """Load the engines that run here; also returns their records, and a note for each reason why others do not."""
+    contenders, records = dict[EngineKey, Contender](), dict[EngineKey, EngineRecord]()
+    failures = dict[str, list[str]]()
     for key in engines_in(bundle):
         if key.precision not in options.precisions or options.target not in (None, key.target):
             continue
         try:
-            backend = load_engine(bundle, key, threads=options.threads)
+            record = read_record(bundle, key)
+            backend = load_recorded(bundle, record, threads=options.threads)
         except AdedgeError as error:
             failures.setdefault(str(error), []).append(str(key))
             continue
         stack.callback(backend.close)
+        records[key] = record
         contenders[key] = Contender(name=str(key), backend=backend, threshold=bundle.manifest.threshold(key))
     notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in failures.items()]
     if not contenders:
         target = options.target or TARGETS[0]
         reason = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
         raise EngineError(f"{bundle.path} has no engine to measure here: {reason}")
-    return contenders, notes
+    return contenders, records, notes
 
 
 def _load_reference(bundle: Bundle, engines: Mapping[EngineKey, Contender], stack: ExitStack) -> list[Contender]:
@@ -186,6 +189,12 @@ def _measure_accuracy(
     if masks is None:
         notes.append("No pixel metrics: some anomalous pictures have no mask, or pictures differ in size.")
     metrics = {name: accuracy(one, labels, masks, scored.get(manifest.reference)) for name, one in scored.items()}
+    for verdict in ("accepts", "rejects"):
+        if names := [name for name, one in metrics.items() if one.one_verdict == verdict]:
+            notes.append(
+                f"The threshold {verdict} all {len(samples)} pictures, good and anomalous: {', '.join(names)}. Run "
+                "'adedge calibrate' again, and read its warnings."
+            )
     # The same pictures for all contenders, so that their maps are comparable.
     shown = telling_pictures(samples, first, [one.verdicts for one in scored.values()])
     sheets = {c.name: heat_maps(samples, scored[c.name], shown, c.threshold) for c in contenders}

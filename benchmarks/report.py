@@ -87,6 +87,12 @@ def headline(report: Report) -> str:
     pictures = next(iter(compared.values())).pictures
     flips = ", ".join(f"{a.flips} ({name})" for name, a in compared.items())
     if all(a.flips == 0 for a in compared.values()):
+        if all(a.one_verdict for a in compared.values()):
+            verdict = next(iter(compared.values())).one_verdict
+            return (
+                f"Every engine {verdict} all {pictures} pictures, good and anomalous, as the {model} does: this proves "
+                "nothing."
+            )
         return (
             f"Every engine decides as the {model} did on all {pictures} pictures: with 95% confidence each differs "
             f"on at most {rate_bound(0, pictures):.2%} of such pictures."

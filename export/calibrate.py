@@ -1,7 +1,8 @@
 """Calibrate a bundle on pictures of good parts: INT8 ranges and placement, score normalisation, decision thresholds.
 
 Training pictures calibrate INT8: they are real and good, but score too low to fit a threshold. Thresholds are fitted on
-held-out pictures that serve no other purpose, as the guarantee of `adedge.calibration.thresholds` requires.
+held-out pictures that serve no other purpose, as the guarantee of `adedge.calibration.thresholds` requires. Golden
+frames fit none either: the verdicts on them, which are compared later, must not lie at a threshold by construction.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.bundle import Bundle
-from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures
+from adedge.calibration.thresholds import conformal_threshold, pictures_needed, require_pictures, saturation
 from adedge.data.datasets import Dataset, Sample
 from adedge.data.pictures import conform, network_input
 from adedge.errors import AdedgeError, BundleError, DataError, EngineError, MissingDependency
-from adedge.export.builders import GRAPHS
 from adedge.export.graphs import (
     dropped_threshold_notes,
+    failure_sentences,
     graph_files,
     json_from_ranges,
     require_packages,
@@ -31,13 +32,14 @@ from adedge.export.graphs import (
     store,
     verify_graphs,
 )
-from adedge.golden import stain
+from adedge.export.verify import one_sided_golden
+from adedge.golden import golden_among, read_golden, stain
 from adedge.manifest import Normalisation, Threshold
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.runtime.backends.reference import BATCH, load_reference
-from adedge.runtime.engines import engines_in, load_engine, read_record
+from adedge.runtime.engines import engines_in, load_engine, load_recorded, read_record
 from adedge.runtime.inspection import judge_samples
 from adedge.scoring import maps_and_scores
 from adedge.specs import PRECISIONS, EngineKey, InputSpec, Precision
@@ -57,20 +59,29 @@ CHEAP_SHARE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Good pictures split into two disjoint sets, and the number of all good pictures that were trained on."""
+    """Good pictures split into two disjoint sets.
+
+    ``trained_on`` is the number of all good pictures that were trained on. ``golden`` are the digests of others that
+    are golden frames; like those, they may serve for INT8 but not for thresholds.
+    """
 
     int8: tuple[Sample, ...]
     thresholds: tuple[Sample, ...]
     trained_on: int
+    golden: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationResult:
-    """The reopened bundle, the pictures used, and notes for the user."""
+    """The reopened bundle, the pictures used, and notes for the user.
+
+    ``problems`` are the reasons why a precision has no graph and no threshold although it was asked for.
+    """
 
     bundle: Bundle
     parts: Parts
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 def calibrate(
@@ -83,12 +94,14 @@ def calibrate(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> CalibrationResult:
-    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs; store everything or nothing.
+    """Measure ranges, place INT8, fit normalisation and thresholds, verify all graphs, and store all in one edit.
 
     FP32 is always included in ``precisions``; ``limits`` bound how far INT8 may change maps and scores. Thresholds are
     fitted for the reference, for ONNX Runtime in each precision, and for the bundle's other engines that run on this
-    machine. Raises `DataError` if there are too few pictures or they are unusable, `GateError` if a graph differs from
-    the reference by more than its tolerance, `BundleError`, `EngineError`, `MissingDependency`.
+    machine. If FP16 or INT8 graphs cannot be made, or miss their tolerance on the golden frames, the rest is stored
+    and the result's ``problems`` say so. Raises `DataError` if there are too few pictures, they are unusable or
+    their scores allow no threshold, `GateError` if the FP32 graph differs too much, `BundleError`, `EngineError`,
+    `MissingDependency`.
 
     >>> from adedge import load_dataset, open_bundle
     >>> result = calibrate(open_bundle("bottle.adedge"), load_dataset("photos"), false_alarm_rate=0.2)
@@ -102,40 +115,49 @@ def calibrate(
     parts = split_pictures(bundle, dataset, false_alarm_rate)
     manifest = bundle.manifest
     previous = manifest.graphs.get("model.fp32")
+
+    def scores_of(name: str, backend: Backend) -> NDArray[np.floating[Any]]:
+        with closing(backend):
+            return _scores(bundle, backend, parts.thresholds, name, progress)
+
     with bundle.edit() as draft:
+        notes: list[str] = []
+        reference = scores_of(manifest.reference, load_reference(bundle))
+        thresholds = {manifest.reference: _threshold(manifest.reference, reference, false_alarm_rate, parts, notes)}
+
         fp32 = export_fp32(bundle, opset=previous.opset if previous else OPSET)
         all_precisions = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
         ranges = None
         if "int8" in all_precisions:
             ranges = calibrate_int8(fp32, bundle, parts.int8, method, limits, progress)
-        files = graph_files(fp32, all_precisions, ranges)
+        failures: dict[str, AdedgeError] = {}
+        files = graph_files(fp32, all_precisions, ranges, failures)
 
-        def scores_of(name: str, backend: Backend) -> NDArray[np.floating[Any]]:
-            with closing(backend):
-                return _scores(bundle, backend, parts.thresholds, name, progress)
-
-        reference = scores_of(manifest.reference, load_reference(bundle))
-        thresholds = {manifest.reference: _threshold(reference, false_alarm_rate, parts)}
         for precision in all_precisions:
-            graph = files[GRAPHS["onnxruntime"][precision][0].removeprefix("model.")]
             name = str(EngineKey("onnxruntime", precision))
-            if name not in thresholds:
-                scores = scores_of(name, OnnxRuntimeBackend(graph, batch=BATCH, or_fewer=True))
-                thresholds[name] = _threshold(scores, false_alarm_rate, parts)
+            if name not in thresholds and precision in files:
+                scores = scores_of(name, OnnxRuntimeBackend(files[precision], batch=BATCH, or_fewer=True))
+                thresholds[name] = _threshold(name, scores, false_alarm_rate, parts, notes)
 
         # The bundle passed here has the new thresholds, so that flips are counted at those that will be stored.
         calibrated = manifest.replace(normalisation=_normalisation(reference), thresholds=thresholds)
-        graphs = verify_graphs(replace(bundle, manifest=calibrated), files, ranges, progress=progress)
-        changed, notes = store(draft, graphs)
-        if ranges is not None:
+        graphs = verify_graphs(replace(bundle, manifest=calibrated), files, ranges, failures, progress=progress)
+        for kind in failures:
+            thresholds.pop(f"onnxruntime/{kind}", None)
+        changed, removed = store(draft, graphs)
+        notes += removed
+        if ranges is not None and "int8" not in failures:
             draft.write("ranges.json", json_from_ranges(ranges))
         for name, backend in _other_engines(bundle, changed, notes):
-            thresholds[name] = _threshold(scores_of(name, backend), false_alarm_rate, parts)
+            thresholds[name] = _threshold(name, scores_of(name, backend), false_alarm_rate, parts, notes)
         # Engines that run on other machines keep their thresholds unless their graphs changed.
         thresholds = {**draft.manifest.thresholds, **thresholds}
         draft.manifest = draft.manifest.replace(normalisation=calibrated.normalisation, thresholds=thresholds)
         notes += dropped_threshold_notes(manifest, draft.manifest)
-    return CalibrationResult(bundle=draft.bundle, parts=parts, notes=tuple(notes))
+    bundle = draft.bundle
+    if (warning := one_sided_golden(bundle)) is not None:
+        notes.append(warning)
+    return CalibrationResult(bundle=bundle, parts=parts, notes=tuple(notes), problems=failure_sentences(failures))
 
 
 def fit_thresholds(
@@ -157,7 +179,7 @@ def fit_thresholds(
             raise BundleError(f"{bundle.path} has no threshold yet to take the rate from: give --false-alarm-rate")
         false_alarm_rate = reference.false_alarm_rate
     parts = _parts_for_thresholds(bundle, dataset, false_alarm_rate)
-    notes = []
+    notes: list[str] = []
     if reference is not None and (reference.data_digest, reference.false_alarm_rate) != (
         _digest(parts.thresholds),
         false_alarm_rate,
@@ -174,7 +196,7 @@ def fit_thresholds(
         except (EngineError, MissingDependency) as error:
             notes.append(f"no new threshold for the {key} engine: {error}")
         else:
-            thresholds[str(key)] = _threshold(scores, false_alarm_rate, parts)
+            thresholds[str(key)] = _threshold(str(key), scores, false_alarm_rate, parts, notes)
     if not thresholds:
         raise EngineError(
             f"{bundle.path} has no engine that runs here ({'; '.join(notes) or 'none was built'}): "
@@ -189,10 +211,10 @@ def _parts_for_thresholds(bundle: Bundle, dataset: Dataset, false_alarm_rate: fl
     """Every good picture that is held out: neither trained on nor, for the same data, used to calibrate INT8."""
     parts = _split(bundle, dataset, false_alarm_rate)
     if not (bundle.has("ranges.json") and bundle.json("ranges.json")["data_digest"] == _digest(parts.int8)):
-        trained = set(bundle.json("training.json")["pictures"])
-        unused = tuple(sample for sample in parts.int8 if sample.digest not in trained)
-        parts = Parts(int8=(), thresholds=(*parts.thresholds, *unused), trained_on=parts.trained_on)
-    require_pictures(len(parts.thresholds), false_alarm_rate)
+        used = parts.golden.union(bundle.json("training.json")["pictures"])
+        unused = tuple(sample for sample in parts.int8 if sample.digest not in used)
+        parts = replace(parts, int8=(), thresholds=(*parts.thresholds, *unused))
+    _require_pictures(parts, false_alarm_rate)
     return parts
 
 
@@ -200,10 +222,10 @@ def split_pictures(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) ->
     """Split good pictures deterministically into those for INT8 and those for thresholds.
 
     If the data holds fewer than ``PROBE_PICTURES`` training pictures, some held-out pictures are set aside for INT8.
-    Raises `DataError` if too few remain for the false-alarm rate or for INT8.
+    Raises `DataError` if too few remain for the false-alarm rate or for INT8, or if one is smaller than a tile.
     """
     parts = _split(bundle, dataset, false_alarm_rate)
-    require_pictures(len(parts.thresholds), false_alarm_rate)
+    _require_pictures(parts, false_alarm_rate)
     if len(parts.int8) < 2:
         raise DataError("INT8 requires at least 2 good pictures besides those for thresholds: add pictures")
     return parts
@@ -215,21 +237,41 @@ def _split(bundle: Bundle, dataset: Dataset, false_alarm_rate: float) -> Parts:
     good = {sample.digest: sample for sample in (*dataset.calibration, *dataset.train)}
     training = [sample for digest, sample in good.items() if digest in trained]
     held_out = [sample for digest, sample in good.items() if digest not in trained]
+    golden = golden_among(read_golden(bundle), held_out, bundle.manifest.input)
+    unseen = [sample for sample in held_out if sample.digest not in golden]
     rng = np.random.default_rng(0)
     if len(training) >= PROBE_PICTURES:
-        return Parts(int8=_draw(training, rng), thresholds=tuple(held_out), trained_on=len(training))
-    spare = len(held_out) - pictures_needed(false_alarm_rate)
-    int8 = _draw(held_out, rng, max(spare // 2, PROBE_PICTURES))
-    rest = tuple(sample for sample in held_out if sample not in int8)
-    return Parts(int8=int8, thresholds=rest, trained_on=len(training))
+        int8 = _draw(training, rng)
+    else:
+        int8 = _draw([sample for sample in held_out if sample.digest in golden], rng)
+        spare = len(unseen) - pictures_needed(false_alarm_rate)
+        int8 += _draw(unseen, rng, max(spare // 2, PROBE_PICTURES - len(int8), 0))
+    rest = tuple(sample for sample in unseen if sample not in int8)
+    return Parts(int8=int8, thresholds=rest, trained_on=len(training), golden=golden)
 
 
-def _threshold(scores: NDArray[np.floating[Any]], false_alarm_rate: float, parts: Parts) -> Threshold:
+def _require_pictures(parts: Parts, false_alarm_rate: float) -> None:
+    try:
+        require_pictures(len(parts.thresholds), false_alarm_rate)
+    except DataError as error:
+        if not parts.golden:
+            raise
+        raise DataError(f"{error} ({len(parts.golden)} more are golden frames, which fit no threshold)") from None
+
+
+def _threshold(
+    name: str, scores: NDArray[np.floating[Any]], false_alarm_rate: float, parts: Parts, notes: list[str]
+) -> Threshold:
+    """Fit the threshold of an engine or the reference; appends to ``notes`` if it may be above every possible score."""
+    try:
+        value = conformal_threshold(scores, false_alarm_rate)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    warning = saturation(scores, value)
+    if warning is not None:
+        notes.append(f"{name}: {warning}")
     return Threshold(
-        value=conformal_threshold(scores, false_alarm_rate),
-        false_alarm_rate=false_alarm_rate,
-        pictures=len(scores),
-        data_digest=_digest(parts.thresholds),
+        value=value, false_alarm_rate=false_alarm_rate, pictures=len(scores), data_digest=_digest(parts.thresholds)
     )
 
 
@@ -296,10 +338,11 @@ def _other_engines(bundle: Bundle, changed: set[str], notes: list[str]) -> Itera
     """The bundle's engines other than ONNX Runtime's that run here; appends to ``notes`` why others are skipped."""
     for key in engines_in(bundle):
         try:
-            if read_record(bundle, key).graph in changed:
+            record = read_record(bundle, key)
+            if record.graph in changed:
                 notes.append(f"the {key} engine is stale because its graph changed: run 'adedge build-engine' again")
             elif key.target != "onnxruntime":
-                yield str(key), load_engine(bundle, key)
+                yield str(key), load_recorded(bundle, record)
         except AdedgeError as error:
             notes.append(f"no new threshold for the {key} engine: {error}")
 
@@ -313,9 +356,9 @@ def _network_frame(sample: Sample, spec: InputSpec, rng: np.random.Generator) ->
 
 
 def _normalisation(scores: NDArray[np.floating[Any]]) -> Normalisation:
+    if len(scores) < 2:
+        raise DataError("the scores of 1 held-out good picture have no spread: add pictures")
     std = float(np.std(scores, dtype=np.float64, ddof=1))
-    if not std > 0:
-        raise DataError("all good pictures have the same score: the detector cannot tell them apart, train it again")
     return Normalisation(mean=float(np.mean(scores, dtype=np.float64)), std=std, pictures=len(scores))
 
 

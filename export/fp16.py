@@ -30,7 +30,7 @@ _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 def fp16_from_fp32(graph: bytes) -> bytes:
     """The same graph computing in FP16, with FP32 inputs and outputs; names of nodes and inner tensors are unchanged.
 
-    An output that only forwards an input stays FP32. Raises `EngineError` if a weight exceeds FP16's range.
+    An output that only forwards an input stays FP32. Raises `EngineError` if a finite weight exceeds FP16's range.
     """
     model = parse(graph)
     halve(model)
@@ -125,8 +125,9 @@ def _halve_attributes(node: NodeProto, fp32_constants: set[str]) -> None:
 
 def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:
     values = numpy_helper.to_array(tensor)
-    largest = float(np.abs(values).max(initial=0))
-    if not largest <= FP16_MAX:
+    # FP16 has NaN and infinity too: masks hold them, and so do constants that no result depends on.
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
+    if largest > FP16_MAX:
         raise EngineError(f"'{name}' holds {largest:.3g}, beyond FP16's {FP16_MAX:.0f}: leave fp16 out of --precision")
     return numpy_helper.from_array(values.astype(np.float16), tensor.name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.bundle import Bundle, Draft
-from adedge.errors import BundleError, MissingDependency
+from adedge.errors import AdedgeError, BundleError, EngineError, GateError, MissingDependency
 from adedge.export.verify import Run, check_tolerance, difference, tolerance_of
 from adedge.golden import Golden, read_golden
 from adedge.manifest import Difference, Graph, Manifest
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from adedge.calibration.ranges import Ranges
 
 BATCH = 8
+
+
+class PartialExport(GateError):  # noqa: N818 - says what the result is
+    """Some graphs could not be made or missed their tolerance; the others are in the reopened ``bundle``."""
+
+    def __init__(self, failures: Mapping[str, AdedgeError], bundle: Bundle, notes: tuple[str, ...]) -> None:
+        super().__init__("; ".join(failure_sentences(failures)))
+        self.bundle = bundle
+        self.notes = notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +58,12 @@ def export_graphs(
     with_scoring: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Bundle, tuple[str, ...]]:
-    """Export the graphs into the bundle, all or none; returns the reopened bundle and notes for the user.
+    """Export the graphs into the bundle; returns the reopened bundle and notes for the user.
 
     The FP32 graph is always written, INT8 graphs only if the bundle has INT8 ranges for it (see
     `adedge.export.calibrate`). Notes say which graphs are missing and which graphs or thresholds were dropped. Raises
-    `GateError` if a graph differs from the reference by more than its tolerance, `BundleError`, `EngineError`,
+    `GateError` if the FP32 graph differs from the reference by more than its tolerance, `PartialExport` after writing
+    the other graphs if one of another precision does or cannot be made, `BundleError`, `EngineError`,
     `MissingDependency`.
 
     >>> from adedge import open_bundle
@@ -75,11 +85,15 @@ def export_graphs(
                 ranges = ranges_from_json(bundle.read("ranges.json").decode(), fp32)
             except BundleError as error:
                 notes.append(f"no INT8 graphs: {error}")
-        files = graph_files(fp32, precisions, ranges)
-        graphs = verify_graphs(bundle, files, ranges, with_scoring=with_scoring, progress=progress)
+        failures: dict[str, AdedgeError] = {}
+        files = graph_files(fp32, precisions, ranges, failures)
+        graphs = verify_graphs(bundle, files, ranges, failures, with_scoring=with_scoring, progress=progress)
         notes += store(draft, graphs)[1]
         notes += dropped_threshold_notes(bundle.manifest, draft.manifest)
-    return draft.bundle, tuple(notes)
+    bundle = draft.bundle
+    if failures:
+        raise PartialExport(failures, bundle, tuple(notes))
+    return bundle, tuple(notes)
 
 
 def require_packages() -> None:
@@ -91,23 +105,37 @@ def require_packages() -> None:
             raise MissingDependency(package, "export", "exporting and verifying ONNX graphs") from error
 
 
-def graph_files(fp32: bytes, precisions: Sequence[Precision], ranges: Ranges | None) -> dict[str, bytes]:
+def graph_files(
+    fp32: bytes,
+    precisions: Sequence[Precision],
+    ranges: Ranges | None,
+    failures: dict[str, AdedgeError] | None = None,
+) -> dict[str, bytes]:
     """Derive the graphs of the given precisions from the FP32 graph, keyed by the last part of their stem.
 
-    "int8-fp16", with FP16 scales and FP16 in the unquantised layers, needs both precisions.
+    "int8-fp16", with FP16 scales and FP16 in the unquantised layers, needs both precisions. The error of a graph that
+    cannot be made goes into ``failures`` under its key; without ``failures``, it is raised.
     """
     from adedge.calibration.onnx_model import FP16_SCALES_OPSET, convert_opset, parse, serialise
     from adedge.calibration.qdq import int8_from_fp32
     from adedge.export.fp16 import fp16_from_fp32
 
-    files = {"fp32": fp32}
+    makers: dict[str, Callable[[], bytes]] = {}
     if "fp16" in precisions:
-        files["fp16"] = fp16_from_fp32(fp32)
+        makers["fp16"] = lambda: fp16_from_fp32(fp32)
     if "int8" in precisions and ranges is not None:
-        files["int8"] = int8_from_fp32(fp32, ranges)
+        makers["int8"] = lambda: int8_from_fp32(fp32, ranges)
         if "fp16" in precisions:
             newer = serialise(convert_opset(parse(fp32), FP16_SCALES_OPSET))
-            files["int8-fp16"] = fp16_from_fp32(int8_from_fp32(newer, ranges))
+            makers["int8-fp16"] = lambda: fp16_from_fp32(int8_from_fp32(newer, ranges))
+    files = {"fp32": fp32}
+    for kind, make in makers.items():
+        try:
+            files[kind] = make()
+        except AdedgeError as error:
+            if failures is None:
+                raise
+            failures[kind] = error
     return files
 
 
@@ -115,13 +143,16 @@ def verify_graphs(
     bundle: Bundle,
     files: Mapping[str, bytes],
     ranges: Ranges | None,
+    failures: dict[str, AdedgeError],
     *,
     with_scoring: bool = False,
     progress: Progress | None = None,
 ) -> list[VerifiedGraph]:
     """Compare every graph with the reference, with scored graphs too if requested or already in the bundle.
 
-    Raises `GateError` if one differs by more than its tolerance.
+    A graph that differs by more than its tolerance or does not run is left out, and its error goes into ``failures``.
+    Without "fp16" there is no "int8-fp16" either: its unquantised layers would fail for the same reason. Raises
+    `GateError` if the FP32 graph differs, `EngineError` if it does not run.
     """
     from adedge.export.onnx_scoring import append_scoring
 
@@ -133,11 +164,20 @@ def verify_graphs(
         if progress is not None:
             progress(done, len(stems), f"{prefix}.{kind}")
         scored = prefix == "scored"
-        data = append_scoring(files[kind], manifest.score, manifest.input) if scored else files[kind]
-        graphs.append(_verify(bundle, golden, f"{prefix}.{kind}", data, files["fp32"], ranges))
+        if kind in failures:
+            continue
+        try:
+            data = append_scoring(files[kind], manifest.score, manifest.input) if scored else files[kind]
+            graphs.append(_verify(bundle, golden, f"{prefix}.{kind}", data, files["fp32"], ranges))
+        except (EngineError, GateError) as error:
+            if kind == "fp32":
+                raise type(error)(f"{error}; the bundle is unchanged") from error
+            failures[kind] = error
+            if kind == "fp16" and "int8-fp16" in files:
+                failures["int8-fp16"] = error
     if progress is not None:
         progress(len(stems), len(stems), "verified")
-    return graphs
+    return [graph for graph in graphs if graph.stem.split(".")[1] not in failures]
 
 
 def _verify(
@@ -220,6 +260,14 @@ def precision_of(stem: str) -> Precision:
     """The precision of a graph with this stem: "scored.int8-fp16" is INT8."""
     kind = stem.split(".")[1].split("-")[0]
     return next(precision for precision in PRECISIONS if precision == kind)
+
+
+def failure_sentences(failures: Mapping[str, AdedgeError]) -> tuple[str, ...]:
+    """One sentence for each reason why graphs, keyed by the last part of their stem, were not written."""
+    files: dict[str, list[str]] = {}
+    for kind, error in failures.items():
+        files.setdefault(str(error), []).append(f"model.{kind}.onnx")
+    return tuple(f"not written: {', '.join(names)}: {reason}" for reason, names in files.items())
 
 
 def json_from_ranges(ranges: Ranges) -> str:

@@ -38,6 +38,7 @@ from adedge.calibration.onnx_model import (
     serialise,
     with_prefix,
 )
+from adedge.calibration.thresholds import clipping
 from adedge.data.datasets import Dataset
 from adedge.data.pictures import network_input
 from adedge.errors import EngineError, GateError, MissingDependency, UsageError
@@ -206,6 +207,8 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
         notes.append(f"this graph takes only one frame at a time: {problem}")
     results = _results(path, graph, x, batch=1)
     maps, scores = maps_and_scores(score, [results[kind] for kind in ("map", "score") if kind in results])
+    if (warning := clipping(scores)) is not None:
+        notes.append(f"golden frames: {warning}")
     return Detector(graph=graph, input=spec, score=score, golden=frames, maps=maps, scores=scores, notes=tuple(notes))
 
 

@@ -1,6 +1,6 @@
 """Prove that engines decide as the model did, on the golden frames and on any number of further pictures.
 
-Both run on this machine through the code of `adedge run`. The model's scores of further pictures are stored in the
+Both run on this machine through the code of `adedge run`. The model's scores of further pictures can be stored in the
 bundle, so that a device without PyTorch can be compared with the model on all of them.
 """
 
@@ -45,7 +45,8 @@ class Proof(Record):
     ``problem`` then says why. ``problem`` also reports a difference beyond the tolerance. ``pictures``, ``flips`` and
     ``score_error`` (the largest absolute difference of a raw score) refer to the further pictures, or without any to
     the golden frames; ``flips`` is None if the bundle lacks one of the two thresholds. ``flip_rate`` is the upper 95%
-    confidence bound on the share of such pictures that the engine decides differently.
+    confidence bound on the share of such pictures that the engine decides differently. ``rejected`` of the pictures are
+    anomalous to the engine, None if it lacks a threshold: if none or all are, agreement proves nothing.
     """
 
     engine: str
@@ -53,16 +54,26 @@ class Proof(Record):
     pictures: int = 0
     flips: int | None = None
     flip_rate: float | None = None
+    rejected: int | None = None
     score_error: float | None = None
     problem: str | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether engine and model agree on every picture, but only because both accept all, or reject all."""
+        return self.flips == 0 and self.rejected in (0, self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Further pictures and the model's raw scores of them (N,), in the same order."""
+    """Further pictures and the model's raw scores of them (N,), in the same order.
+
+    ``computed`` of the scores were not in the bundle.
+    """
 
     samples: Sequence[Sample]
     scores: NDArray[np.float32]
+    computed: int = 0
 
 
 def prove(
@@ -94,11 +105,12 @@ def prove(
 
 
 def pictures_with_scores(
-    bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None
+    bundle: Bundle, samples: Sequence[Sample], progress: Progress | None = None, *, store: bool = True
 ) -> tuple[Pictures, Bundle]:
-    """Look up the model's score of each picture, computing and storing those that the bundle lacks.
+    """Look up the model's score of each picture, computing those that the bundle lacks.
 
-    Duplicate pictures count once. Returns the reopened bundle too. Raises `GateError` if the bundle lacks a score and
+    With ``store``, these are added to the bundle, which loses its signature. Duplicate pictures count once. Returns the
+    reopened bundle too. Raises `GateError` if the bundle lacks a score and
     the model cannot run here, `BundleError`.
     """
     samples = list({sample.digest: sample for sample in samples}.values())
@@ -118,11 +130,13 @@ def pictures_with_scores(
                 backend, manifest.input, manifest.score, missing, name=manifest.reference, progress=progress
             )
         scores.update((sample.digest, float(score)) for sample, score in zip(missing, judged.scores, strict=True))
-        weights = bundle.manifest.files[bundle.manifest.weights].sha256
-        with bundle.edit() as draft:
-            draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
-        bundle = draft.bundle
-    return Pictures(samples=samples, scores=np.array([scores[s.digest] for s in samples], np.float32)), bundle
+        if store:
+            weights = bundle.manifest.files[bundle.manifest.weights].sha256
+            with bundle.edit() as draft:
+                draft.write_json(REFERENCE_SCORES, ReferenceScores(weights_sha256=weights, scores=scores).model_dump())
+            bundle = draft.bundle
+    known = np.array([scores[sample.digest] for sample in samples], np.float32)
+    return Pictures(samples=samples, scores=known, computed=len(missing)), bundle
 
 
 def stored_scores(bundle: Bundle) -> Mapping[str, float]:
@@ -160,12 +174,14 @@ def _proof(
         expected = pictures.scores
         scores = judge_samples(backend, spec, score, pictures.samples, name=name, progress=progress).scores
     flips = flips_of(bundle.manifest, name, expected, scores)
+    threshold = bundle.manifest.threshold(name)
     return Proof(
         engine=name,
         golden=difference,
         pictures=len(scores),
         flips=flips,
         flip_rate=None if flips is None else rate_bound(flips, len(scores)),
+        rejected=None if threshold is None else int(np.sum(scores > threshold)),
         score_error=float(np.abs(scores - expected).max()),
         problem=problem,
     )

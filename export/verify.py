@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
-from adedge.golden import Golden
+from adedge.golden import Golden, read_golden
 from adedge.manifest import Difference, Manifest
 from adedge.metrics import auroc, count_flips
 from adedge.runtime.inspection import Predictions
@@ -93,7 +93,7 @@ def difference_of(
     if not_finite.any():
         raise GateError(
             f"{name} gives values that are not finite for golden frame {int(np.argmax(not_finite))}: "
-            "use --precision to leave out the precision that overflows; the bundle is unchanged"
+            "use --precision to leave out the precision that overflows"
         )
     return Difference(
         map_error=float(np.abs(maps - golden.maps).max()),
@@ -113,7 +113,7 @@ def check_tolerance(name: str, result: Difference, golden: Golden, tolerance: To
         if not error <= fraction * largest:
             raise GateError(
                 f"{name} differs from the model by {error:.2e} in a {what}; at most {fraction * largest:.2e} "
-                f"({fraction:g} of the largest {what}) is allowed: {_REMEDY}; the bundle is unchanged"
+                f"({fraction:g} of the largest {what}) is allowed: {_REMEDY}"
             )
     # One pair changing order is the smallest possible loss, so it is allowed however few golden frames there are.
     good = int(np.sum(golden.labels == 0))
@@ -121,7 +121,7 @@ def check_tolerance(name: str, result: Difference, golden: Golden, tolerance: To
     if result.auroc_change is not None and -result.auroc_change > max(tolerance.auroc_drop, 1.001 / pairs):
         raise GateError(
             f"{name} loses {-result.auroc_change:.4f} AUROC on the golden frames; at most {tolerance.auroc_drop:g} is "
-            f"allowed: {_REMEDY}; the bundle is unchanged"
+            f"allowed: {_REMEDY}"
         )
 
 
@@ -138,6 +138,25 @@ def flips_of(
         return None
     # In float64, as in `adedge run`: a threshold need not be representable in float32.
     return count_flips(expected.astype(np.float64) > reference_threshold, scores.astype(np.float64) > engine_threshold)
+
+
+def one_sided_golden(bundle: Bundle) -> str | None:
+    """A warning if the reference accepts or rejects all golden frames; None if it does not, or has no threshold.
+
+    Engines that agree with it on those frames may have any threshold on the other side of them. Raises `BundleError` if
+    the golden frames cannot be read.
+    """
+    threshold = bundle.manifest.threshold(bundle.manifest.reference)
+    if threshold is None:
+        return None
+    rejected = read_golden(bundle).scores.astype(np.float64) > threshold
+    if rejected.any() != rejected.all():
+        return None
+    verdict, missing = ("rejects", "good") if rejected.all() else ("accepts", "defective")
+    return (
+        f"the model {verdict} all {len(rejected)} golden frames, so engines that agree with it on them prove nothing: "
+        f"run 'adedge prove {bundle.path} PICTURES' with {missing} ones too"
+    )
 
 
 def _auroc_change(golden: Golden, scores: NDArray[np.floating[Any]]) -> float | None:

@@ -86,7 +86,11 @@ def load_engine(bundle: Bundle, key: EngineKey, *, threads: int | None = None, s
     them. Raises `EngineError` if the engine is missing, stale or for another machine, `BundleError` if a file was
     changed, and `MissingDependency` if the library that executes the engine is not installed.
     """
-    record = read_record(bundle, key)
+    return load_recorded(bundle, read_record(bundle, key), threads=threads, spin=spin)
+
+
+def load_recorded(bundle: Bundle, record: EngineRecord, *, threads: int | None = None, spin: bool = False) -> Backend:
+    """`load_engine` for an engine whose record was read already."""
     check_bundle(record, bundle)
     return open_plan(record, bundle.read(record.plan), threads=threads, spin=spin)
 

@@ -28,7 +28,7 @@ from adedge.progress import Progress
 from adedge.runtime.backends import Backend
 from adedge.runtime.backends.tensorrt import TensorRTBackend
 from adedge.runtime.cuda.inspector import CudaInspector
-from adedge.runtime.engines import engines_in, load_engine
+from adedge.runtime.engines import engines_in, load_engine, read_record
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.inspector import Inspector, Maps
 from adedge.runtime.sources import Frame
@@ -122,13 +122,15 @@ def open_inspector(
     >>> verdict.anomalous == (verdict.score > inspector.threshold), verdict.map.shape
     (True, (32, 32))
 
-    Raises `BundleError` if the bundle is damaged, `EngineError` if no engine runs here or the one that does has no
-    threshold, and `MissingDependency` if the library that executes it is not installed.
+    Raises `BundleError` if the bundle is damaged, `EngineError` if no engine runs here or no calibrated one does, and
+    `MissingDependency` if the library that executes it is not installed.
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     candidates = _candidates(bundle, target, precision, calibrated_first=threshold is None)
     for key in candidates:
+        # Before loading, which may take minutes on a device.
+        limit = threshold_of(bundle, key) if threshold is None else threshold
         try:
             backend = load_engine(bundle, key, threads=threads)
         except (EngineError, MissingDependency) as error:
@@ -137,7 +139,6 @@ def open_inspector(
             notify(f"{key} is not used: {error}")
             continue
         try:
-            limit = threshold_of(bundle, key) if threshold is None else threshold
             inspector = make_inspector(
                 backend,
                 bundle.manifest.input,
@@ -164,8 +165,10 @@ def _candidates(
     ]
     if calibrated_first:
         candidates.sort(key=lambda key: bundle.manifest.threshold(key) is None)
-    # Loading a missing engine raises an error that says how to build it.
-    return candidates or [EngineKey(target or "onnxruntime", precision or "fp32")]
+    if not candidates:
+        # Raises an error that says how to build the engine.
+        read_record(bundle, EngineKey(target or "onnxruntime", precision or "fp32"))
+    return candidates
 
 
 def threshold_of(bundle: Bundle, key: EngineKey) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from adedge.errors import BundleError, DataError
 from adedge.specs import InputSpec
 
 PER_LABEL = 16
+SMALLER_TILE = "choose a smaller --size, or --fit resize"  # the remedy while a detector is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,12 @@ class Golden:
 def choose_frames(dataset: Dataset, spec: InputSpec) -> GoldenFrames:
     """Choose up to 16 good and 16 anomalous frames of ``dataset``.
 
-    Takes test pictures if there are any. Good frames otherwise come from the held-out pictures (from the training
-    pictures if none are held out), anomalous ones from good frames with a synthetic stain. Raises `DataError` if a
-    picture is smaller than the tile to cut from it.
+    Takes test pictures if there are any. Good frames otherwise come from the training pictures (held-out ones are left
+    for thresholds), anomalous ones from good frames with a synthetic stain. Raises `DataError` if a picture is smaller
+    than the tile to cut from it.
     """
     rng = np.random.default_rng(0)
-    good = _choose([s for s in dataset.test if s.label == 0] or dataset.calibration or dataset.train, rng)
+    good = _choose([s for s in dataset.test if s.label == 0] or dataset.train, rng)
     bad = _choose([s for s in dataset.test if s.label == 1], rng)
     frames = [_frame(sample, spec) for sample in good]
     masks: list[NDArray[np.bool_] | None] = [np.zeros((spec.height, spec.width), bool) for _ in good]
@@ -97,6 +99,22 @@ def read_golden(bundle: Bundle) -> Golden:
     return golden
 
 
+def golden_among(golden: Golden, samples: Sequence[Sample], spec: InputSpec) -> frozenset[str]:
+    """The digests of the good samples whose pixels are those of a golden frame, whatever file they come from.
+
+    Raises `DataError` if a picture is smaller than the tile to cut from it, or cannot be read.
+    """
+    frames = {frame.tobytes() for frame in golden.frames}
+    remedy = "leave it out, or train a detector with a smaller --size"
+
+    def is_golden(sample: Sample) -> bool:
+        return _frame(sample, spec, remedy=remedy).tobytes() in frames
+
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(is_golden, samples)
+        return frozenset(sample.digest for sample, yes in zip(samples, found, strict=True) if yes)
+
+
 def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """A copy of a frame (H, W, C) with an elliptical stain of inverted brightness, and the stain's mask (H, W)."""
     height, width = frame.shape[:2]
@@ -114,22 +132,24 @@ def _choose(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]
     return [samples[index] for index in sorted(rng.choice(len(samples), count, replace=False))] if count else []
 
 
-def _frame(sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+def _frame(
+    sample: Sample, spec: InputSpec, mask: NDArray[np.bool_] | None = None, *, remedy: str = SMALLER_TILE
+) -> NDArray[np.uint8]:
     """A sample as one network input: for a tiled detector, the tile around the defect, or else the centre tile."""
     frame = conform(sample.read(), spec)
-    require_size(frame, spec, sample)
+    require_size(frame, spec, sample, remedy=remedy)
     top, left = _tile_origin(frame.shape, spec, mask)
     tile: NDArray[np.uint8] = frame[top : top + spec.height, left : left + spec.width]
     return tile
 
 
-def require_size(frame: NDArray[np.uint8], spec: InputSpec, sample: Sample) -> None:
-    """Raise `DataError` if a conformed frame is smaller than the network's input, so that it holds no tile."""
+def require_size(frame: NDArray[np.uint8], spec: InputSpec, sample: Sample, *, remedy: str = SMALLER_TILE) -> None:
+    """Raise `DataError` with a ``remedy`` if a conformed frame is smaller than the network's input."""
     height, width = frame.shape[:2]
     if height < spec.height or width < spec.width:
         raise DataError(
             f"{sample.path or 'a picture'} of {width} × {height} pixels is smaller than a tile of {spec.width} × "
-            f"{spec.height}: choose a smaller --size, or --fit resize"
+            f"{spec.height}: {remedy}"
         )
 
 

@@ -101,7 +101,7 @@ def evaluate(bundle: Bundle, data: Path, *, seed: int, training_s: float | None 
             raise DataError(f"{sample.path} has no mask: write the pictures again with write_demo_dataset")
     model = load_detector(bundle)
     maps, scores = predict(model, bundle.manifest, frames)
-    # The split-conformal threshold of `adedge calibrate`, computed from its definition.
+    # The split-conformal quantile, by its definition; the threshold of `adedge calibrate` lies between it and the next.
     rank = math.ceil((len(held_out) + 1) * (1 - DEMO.false_alarm_rate))
     threshold = np.sort(predict(model, bundle.manifest, held_out)[1])[rank - 1]
     good = labels == 0

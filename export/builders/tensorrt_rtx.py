@@ -6,6 +6,8 @@ it.
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 from adedge.errors import EngineError, UsageError
@@ -18,41 +20,61 @@ from adedge.runtime.backends.tensorrt import load_tensorrt, title
 def build(source: Source, options: BuildOptions, progress: Progress | None = None) -> BuildResult:
     """Build for ``options.compute_capabilities``, by default all that this TensorRT-RTX supports.
 
-    The build is deterministic: the same graph and options give the same bytes. Raises `UsageError` if this TensorRT-RTX
+    If it names GPUs that cannot run the network, the plan is for the others, and the result's attempts say so. The
+    build is deterministic: the same graph and options give the same bytes. Raises `UsageError` if this TensorRT-RTX
     does not support a compute capability, `EngineError` with the reason for each attempt if all fail,
     `MissingDependency`.
     """
     trt = load_tensorrt("tensorrt-rtx")
     capabilities = choose_capabilities(trt, options.compute_capabilities)
     attempts: list[str] = []
-    for way in STRONG[source.precision]:
-        if way.graph not in source.graphs:
-            attempts.append(f"{way.name}: the bundle has no {way.graph}.onnx")
-            continue
-        try:
-            plan = build_plan(
-                trt,
-                way,
-                source,
-                lambda builder, config: _configure(trt, config, capabilities, options),
-                progress,
+    while capabilities:
+        refused: set[str] = set()
+        for way in STRONG[source.precision]:
+            if way.graph not in source.graphs:
+                attempts.append(f"{way.name}: the bundle has no {way.graph}.onnx")
+                continue
+            try:
+                plan = build_plan(
+                    trt,
+                    way,
+                    source,
+                    partial(_configure, trt, capabilities=capabilities, options=options),
+                    progress,
+                )
+            except EngineError as error:
+                named = refused_capabilities(str(error), capabilities)
+                refused |= named
+                attempts.append(f"{way.name}: {error}{_remedy(trt, named)}")
+                continue
+            return BuildResult(
+                plan=plan.data,
+                graph=way.graph,
+                input=plan.input,
+                outputs=plan.outputs,
+                library_version=str(trt.__version__),
+                path=way.name,
+                attempts=tuple(dict.fromkeys(attempts)),
+                warnings=plan.warnings,
+                compute_capabilities=capabilities,
+                flags={"tf32": options.tf32},
             )
-        except EngineError as error:
-            attempts.append(f"{way.name}: {error}")
-            continue
-        return BuildResult(
-            plan=plan.data,
-            graph=way.graph,
-            input=plan.input,
-            outputs=plan.outputs,
-            library_version=str(trt.__version__),
-            path=way.name,
-            attempts=tuple(attempts),
-            warnings=plan.warnings,
-            compute_capabilities=capabilities,
-            flags={"tf32": options.tf32},
-        )
-    raise build_failure(title(trt), source.precision, attempts)
+        capabilities = tuple(one for one in capabilities if refused and one not in refused)
+    raise build_failure(title(trt), source.precision, list(dict.fromkeys(attempts)))
+
+
+def refused_capabilities(message: str, capabilities: tuple[str, ...]) -> set[str]:
+    """Those of the compute capabilities that an error of the builder names: "Turing (SM75)" is 7.5."""
+    named = {f"{digits[:-1]}.{digits[-1]}" for digits in re.findall(r"\bSM_?(\d{2,3})\b", message, re.IGNORECASE)}
+    return named.intersection(capabilities)
+
+
+def _remedy(trt: Any, refused: set[str]) -> str:
+    """What to do about refused compute capabilities, to follow an error; empty if none are."""
+    if not refused:
+        return ""
+    others = ",".join(one for one in choose_capabilities(trt, ()) if one not in refused)
+    return f"; leave compute capability {', '.join(sorted(refused))} out with --compute-capability {others}"
 
 
 def choose_capabilities(trt: Any, requested: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,7 +94,7 @@ def choose_capabilities(trt: Any, requested: tuple[str, ...]) -> tuple[str, ...]
     return tuple(capability for capability in supported if capability in requested or not requested)
 
 
-def _configure(trt: Any, config: Any, capabilities: tuple[str, ...], options: BuildOptions) -> None:
+def _configure(trt: Any, builder: Any, config: Any, *, capabilities: tuple[str, ...], options: BuildOptions) -> None:
     set_tf32(trt, config, options.tf32)
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):

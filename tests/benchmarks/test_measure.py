@@ -52,6 +52,19 @@ def test_latency_accuracy_and_heat_maps_of_every_engine(bundle: Bundle, dataset:
         assert cv2.imdecode(np.frombuffer(sheet, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
+@pytest.mark.parametrize(("threshold", "verdict"), [(2.0, "accepts"), (-1.0, "rejects")])
+def test_engines_that_agree_on_one_verdict_for_all_prove_nothing(
+    bundle: Bundle, dataset: Dataset, threshold: float, verdict: str
+) -> None:
+    """Scores are levels / 255: none exceeds 2, and all exceed -1."""
+    fitted = Threshold(value=threshold, false_alarm_rate=0.1, pictures=9, data_digest="")
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={name: fitted.model_dump() for name in (FP32, INT8)})
+    report = benchmark(Bundle.open(bundle.path), dataset.name, QUICK).report
+    assert [one.flips for one in report.accuracy.values()] == [0, 0]
+    assert f"The threshold {verdict} all 12 pictures, good and anomalous: {FP32}, {INT8}. " in "".join(report.notes)
+
+
 @pytest.mark.parametrize(
     ("options", "measured", "judged", "flips"),
     [
@@ -67,6 +80,17 @@ def test_engines_are_picked_and_the_model_judges_beside_them(
     report = benchmark(bundle, dataset.name, options).report
     assert (set(report.latency), set(report.accuracy)) == (measured, judged)
     assert report.accuracy[min(measured)].flips == flips
+
+
+def test_each_engine_record_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the report describes the engine that was measured, even if the file changes meanwhile."""
+    read: list[str] = []
+    original = Bundle.read
+    monkeypatch.setattr(Bundle, "read", lambda self, name: read.append(name) or original(self, name))
+    report = benchmark(bundle, options=QUICK).report
+    assert set(report.engines) == {FP32, INT8}
+    for precision in ("fp32", "int8"):
+        assert read.count(f"engines/onnxruntime-{precision}/engine.json") == 1
 
 
 def test_pictures_without_labels_give_latency_alone(bundle: Bundle, red_pictures: Path) -> None:

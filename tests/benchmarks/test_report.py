@@ -61,6 +61,18 @@ def test_headline_says_whether_verdicts_are_the_same(report: Callable[[int], Rep
     assert "1 (fake/fp32)" in headline(report(1))
 
 
+@pytest.mark.parametrize(("rates", "verdict"), [((0.0, 1.0), "accepts"), ((1.0, 0.0), "rejects")])
+def test_headline_vouches_for_no_detector_that_gives_one_verdict(
+    report: Callable[[int], Report], rates: tuple[float, float], verdict: str
+) -> None:
+    made = report(0)
+    update = dict(zip(("false_alarms", "misses"), rates, strict=True))
+    dead = {name: one.model_copy(update=update) for name, one in made.accuracy.items()}
+    assert headline(made.model_copy(update={"accuracy": dead})) == (
+        f"Every engine {verdict} all 4 pictures, good and anomalous, as the PyTorch model does: this proves nothing."
+    )
+
+
 def test_page_escapes_and_needs_nothing_beside_it(report: Callable[[int], Report]) -> None:
     text = page(report(1), {})
     assert "&lt;part&gt;.adedge" in text

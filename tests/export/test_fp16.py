@@ -78,6 +78,27 @@ def test_an_input_passed_on_is_not_rounded() -> None:
         np.testing.assert_array_equal(run(made), FRAMES)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_constants_that_are_not_finite_stay_what_they_are(value: float) -> None:
+    """FP16 has NaN and infinity too. No result depends on this one, as in graphs with an unused mask."""
+    info = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node("Greater", ["frame", "big"], ["never"]),
+        onnx.helper.make_node("Where", ["never", "odd", "frame"], ["map"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(v, np.float32), name) for name, v in (("odd", value), ("big", 9.0))]
+    shape = (2, 3, 16, 16)
+    ends = [info(name, TensorProto.FLOAT, shape) for name in ("frame", "map")]
+    graph = onnx.helper.make_graph(nodes, "masked", ends[:1], ends[1:], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    made = fp16_from_fp32(model.SerializeToString())
+    kept = {tensor.name: tensor for tensor in onnx.load_model_from_string(made).graph.initializer}["odd"]
+    assert kept.data_type == TensorProto.FLOAT16
+    np.testing.assert_array_equal(numpy_helper.to_array(kept), np.float16(value))
+    for graph_bytes in (made, rounded_to_fp16(model.SerializeToString())):
+        np.testing.assert_allclose(run(graph_bytes), FRAMES, atol=np.finfo(np.float16).eps)
+
+
 def test_a_weight_beyond_fp16_is_named(fp32: bytes) -> None:
     model = onnx.load_model_from_string(fp32)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("weight"))

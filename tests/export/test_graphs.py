@@ -8,12 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from adedge.bundle import Bundle
 from adedge.calibration.ranges import Ranges, collect_ranges
 from adedge.errors import BundleError, EngineError, GateError, MissingDependency
 from adedge.export.graphs import (
+    PartialExport,
     VerifiedGraph,
     dropped_threshold_notes,
     export_graphs,
@@ -159,6 +160,26 @@ def test_a_graph_beyond_its_tolerance_leaves_the_bundle_as_it_was(
         export_graphs(changed)
     assert Bundle.open(red.path).manifest == changed.manifest
     assert changed.verify() == []
+
+
+def test_fp16_beyond_its_tolerance_leaves_fp32_and_takes_int8_with_fp16_along(
+    red: Bundle, graph_that_shows_red: Callable[[float], bytes]
+) -> None:
+    """Red is the difference of two large numbers: they exceed no range, but FP16 holds only 11 bits of each."""
+    model = onnx.load_from_string(graph_that_shows_red(1.0))
+    model.graph.node[0].output[0] = "plain"
+    model.graph.node.append(onnx.helper.make_node("Sub", ["plain", "large"], ["far"], name="out"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["far", "large"], ["map"], name="back"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(500), "large"))
+    with red.edit() as draft:
+        draft.write("imported.onnx", model.SerializeToString())
+    exported, _ = export_graphs(Bundle.open(red.path), ("fp32",))
+    with exported.edit() as draft:
+        draft.write("ranges.json", json_from_ranges(ranges_of(exported.read("model.fp32.onnx"))))
+    with pytest.raises(PartialExport, match=r"not written: model.fp16.onnx, model.int8-fp16.onnx: .*differs") as caught:
+        export_graphs(Bundle.open(red.path), with_scoring=True)
+    assert set(caught.value.bundle.manifest.graphs) == {"model.fp32", "model.int8", "scored.fp32", "scored.int8"}
+    assert caught.value.bundle.verify() == []
 
 
 def test_changed_weights_are_refused(bundle: Bundle) -> None:

@@ -324,6 +324,8 @@ def test_values_beyond_fp16_leave_fp32_and_int8(tmp_path: Path, dataset: Dataset
     bundle, _ = import_model(path, Description(), dataset, output=tmp_path / "b.adedge")
     with pytest.raises(GateError, match="FP16 gives values that are not finite .* leave out the precision"):
         export_graphs(bundle)
+    bundle = Bundle.open(bundle.path)
+    assert set(bundle.manifest.graphs) == {"model.fp32"}  # what can be made is
     bundle = calibrate(
         bundle, dataset, precisions=("int8",), false_alarm_rate=0.05, limits=Limits(score_noise=10)
     ).bundle
@@ -399,6 +401,40 @@ def test_results_that_are_not_finite_are_refused(tmp_path: Path, dataset: Datase
     )
     with pytest.raises(GateError, match="'out' is not finite for a golden frame"):
         detector_from_onnx(path, Description(), dataset)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warning"),
+    [
+        # Grey noise below 90 / 255 = 0.35, and squares of at least 150 / 255 = 0.59: the mean of three channels.
+        (0.3, 0.5, "golden frames: of 8 scores 4 exactly 1: if the graph clips or normalises"),
+        (0.45, 1.5, "golden frames: of 8 scores 4 exactly 0: if the graph clips or normalises"),
+        (2.0, 3.0, "golden frames: all 8 pictures have the score 0: check the preprocessing"),
+        (0.0, 2.0, None),
+    ],
+    ids=["clipped at 1", "clipped at 0", "constant", "raw"],
+)
+def test_golden_scores_that_pile_up_are_told_of(
+    tmp_path: Path, dataset: Dataset, low: float, high: float, warning: str | None
+) -> None:
+    """The brightest mean of the channels, from ``low`` to ``high`` normalised to 0 to 1 and clipped."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("ReduceMax", ["mean"], ["brightest"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["brightest", "low"], ["above"]),
+        helper.make_node("Div", ["above", "span"], ["normalised"]),
+        helper.make_node("Clip", ["normalised", "zero", "one"], ["s"]),
+    ]
+    constants = {"low": low, "span": high - low, "zero": 0.0, "one": 1.0}
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("s", TensorProto.FLOAT, ["n"])],
+        constants={name: np.float32(value) for name, value in constants.items()},
+    )
+    notes = detector_from_onnx(path, Description(score="s"), dataset).notes
+    found = [note[: len(warning or "")] for note in notes if note.startswith("golden frames: ")]
+    assert found == ([] if warning is None else [warning])
 
 
 def test_operators_are_named(tmp_path: Path, dataset: Dataset) -> None:

@@ -29,6 +29,9 @@ def test_flips_are_counted_on_the_pictures_and_bounded(bundle: Bundle, red_sampl
     assert fp32.flip_rate == pytest.approx(1 - 0.05 ** (1 / 25), abs=1e-6)
     # The model rejects levels above 127.5, the engine those above 127.5 / 0.92 = 138.6: 135 alone lies between.
     assert (int8.pictures, int8.flips) == (25, 1)
+    # Levels 135 and up are 12 of the 25, those above 138.6 are 11.
+    assert (fp32.rejected, int8.rejected) == (12, 11)
+    assert not fp32.one_sided
     assert int8.score_error == pytest.approx(0.08 * 245 / 255, abs=1e-6)
     assert int8.golden is not None
     assert int8.golden.map_error == pytest.approx(0.08 * 240 / 255, abs=1e-6)

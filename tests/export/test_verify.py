@@ -13,7 +13,7 @@ import pytest
 from adedge.bundle import Bundle, create
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
-from adedge.export.verify import TOLERANCES, check_tolerance, difference, flips_of, tolerance_of
+from adedge.export.verify import TOLERANCES, check_tolerance, difference, flips_of, one_sided_golden, tolerance_of
 from adedge.golden import read_golden
 from adedge.manifest import Difference, Manifest, Provenance, Threshold
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
@@ -155,3 +155,29 @@ def test_without_one_of_the_thresholds_no_flips_are_known(bundle: Bundle, engine
     scores = np.zeros(3, np.float32)
     assert flips_of(bundle.manifest, engine, scores, scores) is None
     assert flips_of(bundle.manifest.replace(thresholds={}), "onnxruntime/fp32", scores, scores) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "missing"), [(0.5, "accepts", "defective"), (0.05, "rejects", "good"), (0.25, None, None)]
+)
+def test_golden_frames_on_one_side_of_the_threshold_are_told_of(
+    bundle: Bundle, value: float, verdict: str | None, missing: str | None
+) -> None:
+    """Scores are 0.1 to 0.4."""
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={"pytorch/fp32": threshold(value).model_dump()})
+    warning = one_sided_golden(Bundle.open(bundle.path))
+    if verdict is None:
+        assert warning is None
+    else:
+        assert warning is not None
+        assert warning.startswith(
+            f"the model {verdict} all 4 golden frames, so engines that agree with it on them prove"
+        )
+        assert f"with {missing} ones too" in warning
+
+
+def test_without_a_threshold_no_side_is_told_of(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={})
+    assert one_sided_golden(Bundle.open(bundle.path)) is None

@@ -106,6 +106,17 @@ def test_calibrated_engines_come_first(bundle: Bundle) -> None:
         open_inspector(bundle, target="tensorrt")
 
 
+def test_that_a_threshold_is_missing_is_said_before_an_engine_is_loaded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = replace(bundle, manifest=bundle.manifest.replace(thresholds={}))
+    loaded: list[EngineKey] = []
+    monkeypatch.setattr(inspection, "load_engine", lambda bundle, key, **options: loaded.append(key))
+    with pytest.raises(EngineError, match="no threshold for onnxruntime/fp32: run 'adedge calibrate'"):
+        open_inspector(lacking)
+    assert loaded == []
+
+
 def test_a_picture_that_is_no_picture_is_refused(bundle: Bundle) -> None:
     with open_inspector(bundle) as inspector, pytest.raises(DataError, match="shape"):
         inspector.judge(np.zeros((4, 4, 2), np.uint8))

@@ -154,9 +154,9 @@ def test_labelled_test_pictures_are_taken_sixteen_of_each_kind_at_most() -> None
     assert chosen.masks is None  # of the anomalous ones no pixel is known
 
 
-def test_without_test_pictures_held_out_ones_are_taken_and_else_those_trained_on() -> None:
+def test_without_test_pictures_those_trained_on_are_taken_and_held_out_ones_left_for_thresholds() -> None:
     for parts, expected in (
-        ({"train": [sample(1)], "calibration": [sample(2), sample(3)]}, [2, 3]),
+        ({"train": [sample(4), sample(5)], "calibration": [sample(2), sample(3)]}, [4, 5]),
         ({"train": [sample(1)]}, [1]),
     ):
         chosen = choose_frames(dataset(**parts), SPEC)

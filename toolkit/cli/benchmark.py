@@ -12,7 +12,9 @@ import typer
 from adedge.bundle import open_bundle
 from adedge.cli import app
 from adedge.cli.options import Expect, RequireSignature
+from adedge.cli.storage import check_folder, is_writable
 from adedge.console import note, output, progress, warn
+from adedge.errors import BundleError, DataError
 from adedge.specs import Target, parse_precisions
 
 if TYPE_CHECKING:
@@ -37,7 +39,10 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report.  [default: reports/ in the bundle]")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the report.  [default: reports/ in the bundle, unless it is signed]"
+        ),
     ] = None,
     reference: Annotated[
         bool,
@@ -51,9 +56,17 @@ def benchmark(
 ) -> None:
     """Measure latency and accuracy of every engine that runs on this machine, and write a report.
 
-    Writes report.json, report.md and report.html.
+    Writes report.json, report.md and report.html. Writing into a signed bundle would remove its signature: without -o,
+    its report is only printed.
     """
     opened = open_bundle(bundle, require_signature, expect)
+    signed = opened.signature is not None
+    if folder is not None:
+        check_folder(folder, "the report", DataError)
+    elif signed:
+        warn(f"{bundle} is signed, so the report is printed and not stored in it: give -o FOLDER to write it")
+    elif not is_writable(opened):
+        raise BundleError(f"{bundle} cannot be written by this user: give a folder for the report with -o")
     from adedge.benchmarks.measure import BenchmarkOptions
     from adedge.benchmarks.measure import benchmark as measure
     from adedge.benchmarks.report import headline, report_files, save_report
@@ -70,15 +83,17 @@ def benchmark(
     with progress("benchmark") as step:
         result = measure(opened, data, options, root=root, command=command, progress=step, notify=warn)
     report = result.report
-    if folder is None:
+    _print(report)
+    note(headline(report))
+    if folder is not None:
+        save_report(folder, report, result.sheets)
+    elif signed:
+        return
+    else:
         with opened.edit() as draft:
             for name, text in report_files(report, result.sheets).items():
                 draft.write(f"reports/{name}", text)
         folder = bundle / "reports"
-    else:
-        save_report(folder, report, result.sheets)
-    _print(report)
-    note(headline(report))
     note(f"wrote {folder / 'report.html'}, report.md and report.json")
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.console import note, output, progress, warn
-from adedge.errors import UsageError
+from adedge.errors import EngineError, UsageError
 from adedge.specs import EngineKey, Precision, Target
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def build_engine_command(
     """Build an engine, test it on the golden frames, and store the engine and the result in the bundle."""
     from adedge.export.build import Gates, build_engine
     from adedge.export.builders import BuildOptions
+    from adedge.export.verify import one_sided_golden
     from adedge.runtime.engines import read_record
 
     options = BuildOptions(
@@ -99,6 +100,7 @@ def build_engine_command(
         compute_capabilities=tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip()),
         tf32=tf32,
     )
+    requested = options.compute_capabilities
     gates = Gates(max_auroc_drop=max_auroc_drop, max_flips=max_flips)
     key = EngineKey(target, precision)
     with progress(f"build {key}") as step:
@@ -107,10 +109,17 @@ def build_engine_command(
     output.print(_table(bundle, record))
     for attempt in record.attempts:
         warn(f"an earlier attempt failed: {attempt}")
+    if missing := [one for one in requested if one not in record.compute_capabilities]:
+        raise EngineError(
+            f"the engine was not built for compute capability {', '.join(missing)} (see above): it runs on GPUs of "
+            f"{', '.join(record.compute_capabilities)} only"
+        )
     if record.self_test is None:
         note(record.status)
     elif bundle.manifest.threshold(key) is None:
         note(f"no decision threshold for {key} yet: fit one with 'adedge calibrate {path} PICTURES'")
+    elif (warning := one_sided_golden(bundle)) is not None:
+        warn(warning)
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

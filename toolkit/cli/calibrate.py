@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -12,8 +12,12 @@ from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
+from adedge.errors import GateError
 from adedge.manifest import Manifest
 from adedge.specs import PRECISIONS, parse_precisions
+
+if TYPE_CHECKING:
+    from adedge.export.calibrate import Parts
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
 FALSE_ALARM_RATE = 0.01
@@ -85,6 +89,9 @@ def calibrate_command(
 
     A threshold guarantees that a new good picture is judged anomalous with probability at most --false-alarm-rate. This
     takes at least 1 / rate - 1 good pictures that the detector was not trained on: 99 for 0.01, 19 for 0.05.
+
+    A precision that cannot be made, or deviates too far from the model, gets no graph and no threshold; the others do,
+    and the exit code is 1.
     """
     from adedge.data.datasets import load_dataset
     from adedge.export.calibrate import calibrate, fit_thresholds
@@ -99,7 +106,7 @@ def calibrate_command(
             result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)
         note(
             f"{len(result.parts.thresholds)} good pictures for thresholds; {result.parts.trained_on} training pictures "
-            "left out"
+            f"left out{_golden(result.parts)}"
         )
         output.print(_thresholds(result.bundle.manifest))
         for message in result.notes:
@@ -121,13 +128,20 @@ def calibrate_command(
     parts, manifest = result.parts, result.bundle.manifest
     note(
         f"{len(parts.thresholds)} good pictures for thresholds, {len(parts.int8)} others for INT8; {parts.trained_on} "
-        "training pictures left out of the thresholds"
+        f"training pictures left out of the thresholds{_golden(parts)}"
     )
     print_graphs(manifest.graphs)
     output.print(_thresholds(manifest))
     for message in result.notes:
         warn(message)
+    if result.problems:
+        raise GateError("; ".join(result.problems))
     note(f"next: adedge build-engine {path} --target onnxruntime --precision int8")
+
+
+def _golden(parts: Parts) -> str:
+    count = len(parts.golden)
+    return f", and {count} golden frame{'s' if count > 1 else ''}" if count else ""
 
 
 def _thresholds(manifest: Manifest) -> Table:

@@ -38,18 +38,25 @@ def export_command(
 ) -> None:
     """Write ONNX graphs in each precision, and compare them with PyTorch on the golden frames.
 
-    If a graph deviates too far from PyTorch, the export fails and the bundle stays unchanged.
+    A graph that deviates too far from PyTorch, or cannot be made, is not written, and the exit code is 1; the others
+    are. Without the FP32 graph, the source of the others, the bundle stays unchanged.
     """
-    from adedge.export.graphs import export_graphs
+    from adedge.export.graphs import PartialExport, export_graphs
 
     precisions = parse_precisions(precision)
+    failure = None
     with progress("export") as step:
-        bundle, notes = export_graphs(
-            Bundle.open(path), precisions, opset=opset, with_scoring=with_scoring, progress=step
-        )
+        try:
+            bundle, notes = export_graphs(
+                Bundle.open(path), precisions, opset=opset, with_scoring=with_scoring, progress=step
+            )
+        except PartialExport as error:
+            failure, bundle, notes = error, error.bundle, error.notes
     print_graphs(bundle.manifest.graphs)
     for message in notes:
         warn(message)
+    if failure is not None:
+        raise failure
     if "model.int8" in bundle.manifest.graphs:
         note(f"next: adedge build-engine {path} --target onnxruntime --precision fp32")
     else:

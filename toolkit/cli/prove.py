@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from adedge.bundle import Bundle, open_bundle
 from adedge.cli import app
 from adedge.cli.options import Expect, RequireSignature
+from adedge.cli.storage import check_folder, is_writable
 from adedge.console import note, output, progress, warn
-from adedge.errors import EngineError, GateError
+from adedge.errors import BundleError, EngineError, GateError, OutputError
+from adedge.files import write_whole
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -41,6 +44,17 @@ def prove_command(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: physical cores]")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Also write the result to this file, as one JSON object."),
+    ] = None,
+    store: Annotated[
+        bool | None,
+        typer.Option(
+            help="Store the model's scores of DATA in the bundle, which removes its signature.  [default: unless the "
+            "bundle is signed or cannot be written]"
+        ),
+    ] = None,
     require_signature: RequireSignature = None,
     expect: Expect = None,
 ) -> None:
@@ -49,7 +63,7 @@ def prove_command(
     Runs the golden frames, and the pictures of DATA if given, through the code of 'adedge run', and counts flips:
     pictures whose verdict differs from the model's. If none of n pictures flips, the flip rate is at most 3/n (95%
     confidence), so give many. The model's scores of DATA are computed once, on a machine with PyTorch, and stored in
-    the bundle: a device then needs the same pictures, but not PyTorch.
+    the bundle unless it is signed: a device then needs the same pictures, but not PyTorch.
 
     Exits with 1 if an engine deviates from the model by more than its precision allows, if a gate fails, or if no
     engine runs on this machine.
@@ -57,6 +71,9 @@ def prove_command(
     from adedge.export.proof import pictures_with_scores, prove
 
     bundle = open_bundle(path, require_signature, expect)
+    if file is not None:
+        check_folder(file.parent, "the proof", OutputError)
+    storing = _is_stored(bundle, store) if data is not None else False
     with progress("prove") as step:
         pictures = None
         if data is not None:
@@ -66,30 +83,63 @@ def prove_command(
             for message in dataset.skipped:
                 warn(message)
             pictures, bundle = pictures_with_scores(
-                bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step
+                bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step, store=storing
             )
         proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))
+    record = json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}, indent=2)
     if as_json:
-        import json
-
-        output.print_json(json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}))
+        output.print_json(record)
     elif proofs:
         output.print(_table(proofs))
+    if file is not None:
+        _write(file, record)
     problems: dict[str, list[str]] = {}
     for proof in proofs:
         if proof.problem is not None:
             problems.setdefault(proof.problem, []).append(proof.engine)
+        elif proof.one_sided:
+            warn(summary_of(proof))
         elif proof.flips is not None and proof.flip_rate is not None:
             note(summary_of(proof))
         else:
             note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
     for problem, engines in problems.items():
         warn(f"{', '.join(engines)}: {problem}")
+    if pictures is not None and pictures.computed and not storing and store is None:
+        why = "it is signed" if bundle.signature is not None else "this user may not write it"
+        warn(
+            f"the model's scores of {pictures.computed} pictures were not stored in {path}, because {why}: a device "
+            "without PyTorch requires them; to store them, repeat this where you can sign the bundle, with --store"
+        )
     _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
+
+
+def _is_stored(bundle: Bundle, store: bool | None) -> bool:
+    """Whether to store scores in the bundle. Raises `BundleError` if ``store`` asks for it and it cannot be written."""
+    writable = is_writable(bundle)
+    if store and not writable:
+        raise BundleError(f"{bundle.path} cannot be written by this user: leave --store out")
+    return writable and not bundle.signature is not None if store is None else store
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text + "\n")
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"the proof cannot be written to {file} ({reason}): choose another place with -o") from error
 
 
 def summary_of(proof: Proof) -> str:
     """One line on a proof whose flips were counted."""
+    if proof.one_sided:
+        verdict = "rejects" if proof.rejected else "accepts"
+        missing = "good" if proof.rejected else "defective"
+        return (
+            f"{proof.engine} {verdict} all {proof.pictures} pictures, as the model does, which proves nothing: compare "
+            f"them on {missing} pictures too; if there were some, run 'adedge calibrate' again and read its warnings"
+        )
     agreeing = "all" if proof.flips == 0 else f"all but {proof.flips} of"
     return (
         f"{proof.engine} agrees with the model on {agreeing} {proof.pictures} pictures: "

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from adedge.errors import EngineError, MissingDependency, UsageError
 from adedge.export.builders import BuildOptions, Source
-from adedge.export.builders.tensorrt_rtx import build
+from adedge.export.builders.tensorrt_rtx import build, refused_capabilities
 from adedge.specs import Precision
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
@@ -102,6 +102,43 @@ def test_the_same_graph_gives_the_same_bytes_and_another_capability_others() -> 
     plans = [build(source("fp32"), BuildOptions(compute_capabilities=(c,))) for c in ("8.9", "8.9", "8.6")]
     assert plans[0].plan == plans[1].plan != plans[2].plan
     assert plans[2].compute_capabilities == ("8.6",)
+
+
+def fp32_with_matrix_product() -> bytes:
+    """A network that Turing cannot run: it has no FP32 matrix product in TensorRT-RTX."""
+    return model(
+        [
+            helper.make_node("Conv", ["frame", "w"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("MatMul", ["c", "m"], ["image_a"], name="product"),
+        ],
+        [initializer("w", weights()), initializer("m", np.eye(32, dtype=np.float32) + np.float32(0.5))],
+    )
+
+
+def test_gpus_that_cannot_run_a_network_are_named_and_the_others_are_built_for() -> None:
+    graph = {"model.fp32": fp32_with_matrix_product()}
+    built = build(source("fp32", **graph), BuildOptions())
+    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    (attempt,) = built.attempts
+    assert "Turing" in attempt
+    assert attempt.endswith("; leave compute capability 7.5 out with --compute-capability 8.0,8.6,8.9,12.0,12.1")
+    some = build(source("fp32", **graph), BuildOptions(compute_capabilities=("7.5", "8.6")))
+    assert some.compute_capabilities == ("8.6",)
+    with pytest.raises(EngineError, match=r"Turing .*leave compute capability 7.5 out with --compute-capability 8.0,"):
+        build(source("fp32", **graph), BuildOptions(compute_capabilities=("7.5",)))
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("Cannot compile operation 'MatMul_1' for Turing (SM75): FP32 GEMM is not supported", {"7.5"}),
+        ("no kernel for sm_120 nor for SM 86, SM89", {"8.9", "12.0"}),
+        ("not for SM87", set()),
+        ("node 'transform75': unsupported", set()),
+    ],
+)
+def test_refused_gpus_are_those_that_the_builder_names(message: str, refused: set[str]) -> None:
+    assert refused_capabilities(message, ("7.5", "8.6", "8.9", "12.0")) == refused
 
 
 @pytest.mark.parametrize("capability", ["8.7", "11.0", "9.0", "ampere"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from typer.testing import Result
 
 from adedge.bundle import Bundle
-from adedge.errors import DataError, EngineError
+from adedge.errors import BundleError, DataError, EngineError
+from adedge.signing import create_key, require, sign
 
 pytest.importorskip("matplotlib")
 
@@ -76,6 +78,40 @@ def test_without_a_folder_the_report_goes_into_the_bundle(red_bundle: Bundle, in
     assert "Verdicts are not compared with" in result.stderr
 
 
+def test_a_signed_bundle_stays_signed_and_the_report_is_printed(
+    red_bundle: Bundle, tmp_path: Path, invoke: Invoke
+) -> None:
+    key = create_key(tmp_path / "key")
+    sign(red_bundle, tmp_path / "key")
+    result = invoke("benchmark", red_bundle.path, *QUICK)
+    assert result.exit_code == 0, result.exception
+    assert f"{red_bundle.path} is signed, so the report is printed and not stored in it: give -o" in result.stderr
+    assert "onnxruntime/int8" in result.stdout
+    require(Bundle.open(red_bundle.path), key)
+    assert Bundle.open(red_bundle.path).manifest == red_bundle.manifest
+    assert invoke("benchmark", red_bundle.path, "-o", tmp_path / "out", *QUICK).exit_code == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    require(Bundle.open(red_bundle.path), key)
+
+
+def test_a_read_only_bundle_is_told_of_before_anything_is_measured(
+    red_bundle: Bundle, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    refused = invoke("benchmark", red_bundle.path, *QUICK)
+    assert isinstance(refused.exception, BundleError)
+    assert str(refused.exception) == (
+        f"{red_bundle.path} cannot be written by this user: give a folder for the report with -o"
+    )
+    assert "benchmark: " not in refused.stderr  # no progress
+    (tmp_path / "mine").mkdir()
+    assert invoke("benchmark", red_bundle.path, "-o", tmp_path / "mine" / "new", *QUICK).exit_code == 0
+    refused = invoke("benchmark", red_bundle.path, "-o", tmp_path / "new", *QUICK)
+    assert isinstance(refused.exception, DataError)
+    assert f"{tmp_path} is not writable): choose another place with -o" in str(refused.exception)
+    assert "benchmark: " not in refused.stderr
+
+
 def test_a_folder_that_cannot_be_is_told_and_nothing_is_left(
     red_bundle: Bundle, tmp_path: Path, invoke: Invoke
 ) -> None:
@@ -84,6 +120,7 @@ def test_a_folder_that_cannot_be_is_told_and_nothing_is_left(
     assert isinstance(refused.exception, DataError)
     assert "the report cannot be written to" in str(refused.exception)
     assert "choose another place with -o" in str(refused.exception)
+    assert "benchmark: " not in refused.stderr  # nothing was measured for it
     assert (tmp_path / "file").read_text() == "a file"
 
 

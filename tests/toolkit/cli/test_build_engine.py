@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
+import numpy as np
+import onnx
 import pytest
 from typer.testing import Result
 
 from adedge.bundle import Bundle
 from adedge.cli.build_engine import build_engine_command, parse_batch
-from adedge.errors import BundleError, UsageError
+from adedge.errors import BundleError, EngineError, UsageError
 from adedge.export.graphs import export_graphs
 from adedge.runtime.engines import read_record
 from adedge.specs import EngineKey
@@ -103,6 +105,34 @@ def test_options_that_cannot_be_are_wrong_calls(
     assert isinstance(refused, UsageError)
     assert sentence in str(refused)
     assert Bundle.open(bundle.path).manifest == bundle.manifest
+
+
+def test_gpus_that_cannot_run_the_network_are_left_out_and_told_of(
+    red_bundle: Bundle, graph_that_shows_red: Callable[[float], bytes], invoke: Invoke
+) -> None:
+    """TensorRT-RTX has no FP32 matrix product for Turing, compute capability 7.5."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
+    model = onnx.load_from_string(graph_that_shows_red(1.0))
+    model.graph.node[0].output[0] = "plain"
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["plain", "same"], ["map"], name="product"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "same"))
+    with red_bundle.edit() as draft:
+        draft.write("imported.onnx", model.SerializeToString())
+    export_graphs(Bundle.open(red_bundle.path), ("fp32",))
+    key = EngineKey("tensorrt-rtx", "fp32")
+    call = ("build-engine", red_bundle.path, "--target", key.target, "--precision", key.precision)
+
+    result = invoke(*call)
+    assert result.exit_code == 0, result.exception
+    assert "leave compute capability 7.5 out with --compute-capability 8.0,8.6," in result.stderr
+    assert "7.5" not in read_record(Bundle.open(red_bundle.path), key).compute_capabilities
+
+    refused = invoke(*call, "--compute-capability", "7.5,8.6").exception  # 7.5 was asked for
+    assert isinstance(refused, EngineError)
+    assert str(refused) == (
+        "the engine was not built for compute capability 7.5 (see above): it runs on GPUs of 8.6 only"
+    )
+    assert read_record(Bundle.open(red_bundle.path), key).compute_capabilities == ("8.6",)
 
 
 def test_a_gate_of_auroc_is_passed_by_the_model_itself(bundle: Bundle, invoke: Invoke) -> None:

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from typer.testing import Result
 
@@ -60,6 +62,44 @@ def test_a_graph_beyond_its_tolerance_is_refused_and_nothing_is_written(
     assert refused.stdout == ""
     assert Bundle.open(red_bundle.path).manifest == before.manifest
     assert before.verify() == []
+
+
+def imported_beyond_fp16(bundle: Bundle, graph: bytes) -> Bundle:
+    """The bundle whose model multiplies by 1e5 and divides by it again: 1e5 is no FP16 number."""
+    model = onnx.load_from_string(graph)
+    model.graph.node[0].output[0] = "plain"
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "large"], ["huge"], name="up"))
+    model.graph.node.append(onnx.helper.make_node("Div", ["huge", "large"], ["map"], name="down"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e5), "large"))
+    with bundle.edit() as draft:
+        draft.write("imported.onnx", model.SerializeToString())
+    return Bundle.open(bundle.path)
+
+
+def test_what_fp16_cannot_hold_keeps_nothing_else_from_being_written(
+    red_bundle: Bundle, red_pictures: Path, graph_that_shows_red: Callable[[float], bytes], invoke: Invoke
+) -> None:
+    bundle = imported_beyond_fp16(red_bundle, graph_that_shows_red(1.0))
+    exported = invoke("export", bundle.path, "--precision", "fp32,fp16")
+    assert exported.exit_code != 0
+    assert isinstance(exported.exception, GateError)
+    assert exported.exception.exit_code == 1
+    sentence = "'large' holds 1e+05, beyond FP16's 65504: leave fp16 out of --precision"
+    assert str(exported.exception) == f"not written: model.fp16.onnx: {sentence}"
+    assert "model.fp32" in exported.stdout
+    assert set(Bundle.open(bundle.path).manifest.graphs) == {"model.fp32"}
+    assert Bundle.open(bundle.path).verify() == []
+
+    calibrated = invoke("calibrate", bundle.path, red_pictures, "--false-alarm-rate", 0.1)
+    assert isinstance(calibrated.exception, GateError)
+    assert str(calibrated.exception) == f"not written: model.fp16.onnx, model.int8-fp16.onnx: {sentence}"
+    manifest = Bundle.open(bundle.path).manifest
+    assert set(manifest.graphs) == {"model.fp32", "model.int8"}
+    assert {name: one.pictures for name, one in manifest.thresholds.items()} == {
+        "onnxruntime/fp32": 17,
+        "onnxruntime/int8": 17,
+    }
+    assert Bundle.open(bundle.path).verify() == []
 
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path, invoke: Invoke) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typer.testing import Result
 from adedge.bundle import Bundle
 from adedge.cli.prove import summary_of
 from adedge.data.datasets import Sample
-from adedge.errors import EngineError, GateError
-from adedge.export.proof import Proof, pictures_with_scores
+from adedge.errors import BundleError, EngineError, GateError, OutputError
+from adedge.export.proof import Proof, pictures_with_scores, stored_scores
+from adedge.manifest import Threshold
+from adedge.signing import create_key, require, sign
 
 Invoke = Callable[..., Result]
 
@@ -91,6 +94,28 @@ def test_a_proof_in_words(flips: int, words: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("threshold", "verdict", "missing"), [(2.0, "accepts", "defective"), (-1.0, "rejects", "good")]
+)
+def test_agreement_on_one_verdict_for_all_is_no_proof(
+    bundle: Bundle, pictures: Path, invoke: Invoke, threshold: float, verdict: str, missing: str
+) -> None:
+    """Scores are levels / 255: none exceeds 2, and all exceed -1."""
+    fitted = Threshold(value=threshold, false_alarm_rate=0.1, pictures=9, data_digest="")
+    with bundle.edit() as draft:
+        thresholds = {name: fitted.model_dump() for name in draft.manifest.thresholds}
+        draft.manifest = draft.manifest.replace(thresholds=thresholds)
+    for data, count in (((), 4), ((pictures,), 25)):
+        result = invoke("prove", bundle.path, *data)
+        assert result.exit_code == 0, result.exception
+        for engine in ("onnxruntime/fp32", "onnxruntime/int8"):
+            assert (
+                f"warning: {engine} {verdict} all {count} pictures, as the model does, which proves nothing: compare "
+                f"them on {missing} pictures too"
+            ) in result.stderr
+        assert "with 95% confidence" not in result.stderr
+
+
 def test_without_thresholds_there_are_no_verdicts_and_no_gate_of_them(bundle: Bundle, invoke: Invoke) -> None:
     with bundle.edit() as draft:
         draft.manifest = draft.manifest.replace(thresholds={})
@@ -100,6 +125,60 @@ def test_without_thresholds_there_are_no_verdicts_and_no_gate_of_them(bundle: Bu
     refused = invoke("prove", bundle.path, "--max-flips", 0).exception
     assert isinstance(refused, GateError)
     assert str(refused).startswith("--max-flips cannot be checked: onnxruntime/fp32 has no threshold")
+
+
+def test_a_signed_bundle_stays_signed_unless_scores_are_to_be_stored(
+    bundle: Bundle, pictures: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    key = create_key(tmp_path / "key")
+    sign(bundle, tmp_path / "key")
+    flips = {"onnxruntime/fp32": 0, "onnxruntime/int8": 1}
+    file = tmp_path / "new" / "proof.json"
+    result = invoke("prove", bundle.path, pictures, "-o", file)
+    assert result.exit_code == 0, result.exception
+    assert {one["engine"]: one["flips"] for one in json.loads(file.read_text())["proofs"]} == flips
+    assert f"scores of 25 pictures were not stored in {bundle.path}, because it is signed: " in result.stderr
+    require(Bundle.open(bundle.path), key)
+    assert Bundle.open(bundle.path).manifest == bundle.manifest
+
+    assert "not stored" not in invoke("prove", bundle.path, pictures, "--no-store").stderr
+    require(Bundle.open(bundle.path), key)
+
+    result = invoke("prove", bundle.path, pictures, "--store")
+    assert result.exit_code == 0, result.exception
+    assert "not stored" not in result.stderr
+    assert len(stored_scores(Bundle.open(bundle.path))) == 25
+    with pytest.raises(BundleError, match="is not signed"):
+        require(Bundle.open(bundle.path), key)
+    sign(Bundle.open(bundle.path), tmp_path / "key")
+    assert "not stored" not in invoke("prove", bundle.path, pictures).stderr  # they are there already
+
+
+def test_a_bundle_that_cannot_be_written_is_proved_all_the_same(
+    bundle: Bundle, pictures: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    result = invoke("prove", bundle.path, pictures, "--json")
+    assert result.exit_code == 0, result.exception
+    assert [one["pictures"] for one in json.loads(result.stdout)["proofs"]] == [25, 25]
+    assert f"not stored in {bundle.path}, because this user may not write it: " in result.stderr
+    assert Bundle.open(bundle.path).manifest == bundle.manifest
+    refused = invoke("prove", bundle.path, pictures, "--store")
+    assert isinstance(refused.exception, BundleError)
+    assert str(refused.exception) == f"{bundle.path} cannot be written by this user: leave --store out"
+    refused = invoke("prove", bundle.path, "-o", tmp_path / "proof.json")
+    assert isinstance(refused.exception, OutputError)
+    assert f"the proof cannot be written to {tmp_path} ({tmp_path} is not writable): choose another place" in str(
+        refused.exception
+    )
+    for call in (("--store",), ("-o", tmp_path / "proof.json")):
+        assert "prove: " not in invoke("prove", bundle.path, pictures, *call).stderr  # nothing was run for it
+
+
+def test_a_proof_that_cannot_be_written_is_told(bundle: Bundle, tmp_path: Path, invoke: Invoke) -> None:
+    refused = invoke("prove", bundle.path, "-o", tmp_path).exception
+    assert isinstance(refused, OutputError)
+    assert f"the proof cannot be written to {tmp_path}" in str(refused)
 
 
 def test_an_engine_that_does_not_run_counts_where_it_was_asked_for(bundle: Bundle, invoke: Invoke) -> None:
