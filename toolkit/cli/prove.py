@@ -119,7 +119,7 @@ def _is_stored(bundle: Bundle, store: bool | None) -> bool:
     writable = is_writable(bundle)
     if store and not writable:
         raise BundleError(f"{bundle.path} cannot be written by this user: leave --store out")
-    return writable and not bundle.signature is not None if store is None else store
+    return writable and bundle.signature is None if store is None else store
 
 
 def _write(file: Path, text: str) -> None:

@@ -10,7 +10,6 @@ import pytest
 from adedge.bundle import Bundle
 from adedge.cli.storage import check_folder, is_writable
 from adedge.errors import OutputError
-from adedge.manifest import SIGNATURE
 
 
 def test_a_bundle_is_writable_if_it_and_the_folder_around_it_are(
@@ -30,12 +29,6 @@ def test_a_bundle_reached_by_a_link_is_judged_where_it_is(
     (tmp_path / "links" / "b.adedge").symlink_to(bundle)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "links")
     assert is_writable(Bundle.open(tmp_path / "links" / "b.adedge"))
-
-
-def test_any_signature_counts(bundle: Path) -> None:
-    assert not is_signed(Bundle.open(bundle))
-    (bundle / SIGNATURE).write_text("damaged")
-    assert is_signed(Bundle.open(bundle))
 
 
 def test_a_folder_is_checked_where_its_path_begins_to_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
