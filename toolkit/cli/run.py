@@ -23,6 +23,7 @@ from adedge.bundle import open_bundle
 from adedge.cli import app, finite
 from adedge.cli.options import RequireSignature
 from adedge.console import console, note, warn
+from adedge.errors import UsageError
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -43,9 +44,18 @@ def run(
         list[str],
         typer.Argument(
             help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
-            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine."
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine. ${NAME} "
+            "in it is an environment variable (for passwords), @PATH a file that holds the address."
         ),
     ],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The source's name in messages, verdicts, page and metrics. With several sources: once for each, in "
+            "their order. Default: the file, the camera, or scheme, host and port of an address.",
+        ),
+    ] = None,
     target: Annotated[
         Target | None, typer.Option(help="Runtime of the engine. Default: the best one that runs here.")
     ] = None,
@@ -96,9 +106,16 @@ def run(
             "0.0.0.0:8080 for the whole network.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on an unreadable picture, do not skip it.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail on an unreadable picture or a damaged video, do not skip what cannot be read.",
+        ),
+    ] = False,
     reconnect: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Seconds to wait for a lost camera to return.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds to wait for a camera that is not there yet, or is lost."),
     ] = 0.0,
     host_scoring: Annotated[
         bool,
@@ -142,7 +159,7 @@ def run(
     statistics = Statistics()
     with ExitStack() as cleanup:
         cleanup.callback(inspector.close)
-        frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
+        frames = _open_sources(source, name or [], strict=strict, reconnect_s=reconnect)
         for one in frames:
             cleanup.callback(one.close)
         policies = [policy or default_policy(one) for one in frames]
@@ -184,14 +201,23 @@ def run(
         raise typer.Exit(REJECTS_FOUND)
 
 
-def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -> list[FrameSource]:
+def _open_sources(
+    sources: Sequence[str], names: Sequence[str], *, strict: bool, reconnect_s: float
+) -> list[FrameSource]:
     """Open every source; if one fails, close those already open."""
     from adedge.runtime.sources import open_source
+    from adedge.runtime.sources.address import distinct_names, resolve
 
+    printable = all(name.strip() and name.isprintable() for name in names)
+    if names and (len(names) != len(sources) or len(set(names)) < len(names) or not printable):
+        raise UsageError(
+            f"{len(names)} --name for {len(sources)} source(s): give each source one, all different and printable"
+        )
+    addresses = [resolve(source, warn) for source in sources]
     opened: list[FrameSource] = []
     try:
-        for source in sources:
-            opened.append(open_source(source, strict=strict, reconnect_s=reconnect_s, notify=warn))
+        for address, name in zip(addresses, names or distinct_names(addresses), strict=True):
+            opened.append(open_source(address, name=name, strict=strict, reconnect_s=reconnect_s, notify=warn))
     except BaseException:
         for one in opened:
             one.close()
