@@ -37,6 +37,11 @@ class Address:
         """Whether it names a scheme and a host."""
         return _URL.match(self.text) is not None
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a URL or a GStreamer pipeline, of which only a part is shown."""
+        return self.is_url or self.text.startswith("gst:")
+
 
 def resolve(given: str, notify: Notify = ignore) -> Address:
     """The address that a user gave, with its secrets filled in.
@@ -50,18 +55,19 @@ def resolve(given: str, notify: Notify = ignore) -> Address:
     or holds control characters.
     """
     text = _read(Path(given[1:]), notify) if given.startswith("@") and len(given) > 1 else _expand(given)
-    if _URL.match(text) or text.startswith("gst:"):
+    address = Address(text, shown(text))
+    if address.is_remote:
         if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text):
             raise UsageError(
-                f"the address {shown(text)} holds a control character or is not UTF-8: write it percent-encoded (%0A)"
+                f"the address {address.shown} holds a control character or is not UTF-8: write it percent-encoded (%0A)"
             )
-        if _URL.match(text) and _host_and_port(text) is None:
+        if address.is_url and _host_and_port(text) is None:
             # Otherwise a part of the password would be looked up as a host, on the network.
             raise UsageError(
-                f"the address {shown(text)} has no valid host and port: in a user name and a password write "
+                f"the address {address.shown} has no valid host and port: in a user name and a password write "
                 f"{PERCENT_ENCODED}, or name an environment variable: ${{CAMERA_PASSWORD}}"
             )
-        return Address(text, shown(text))
+        return address
     # What a variable or a file holds by mistake may be a password alone.
     return Address(text, given if given.startswith("@") else shown(given))
 
@@ -97,10 +103,10 @@ def _host_and_port(text: str) -> str | None:
 
 
 def distinct_names(addresses: list[Address]) -> list[str | None]:
-    """A name for each address that hides something and looks like another one; None where the source's own will do."""
+    """A name for each remote address that is shown like another one; None where the source's own will do."""
     counts = [sum(other.shown == address.shown for other in addresses) for address in addresses]
     return [
-        f"{address.shown} (camera {index})" if count > 1 and address.shown != address.text else None
+        f"{address.shown} (camera {index})" if count > 1 and address.is_remote else None
         for index, (address, count) in enumerate(zip(addresses, counts, strict=True))
     ]
 

@@ -117,6 +117,21 @@ def run(
         float,
         typer.Option(min=0, callback=finite, help="Seconds to wait for a camera that is not there yet, or is lost."),
     ] = 0.0,
+    camera_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="Report a camera that delivers no frame for this many seconds; 0: never, for a triggered camera.",
+        ),
+    ] = 2.0,
+    on_camera_fault: Annotated[
+        Literal["warn", "reject", "stop"],
+        typer.Option(
+            help="A camera that is silent, frozen, covered or changes its frame size: warn: report it; reject: also "
+            "judge its frames anomalous; stop: end the run with an error."
+        ),
+    ] = "warn",
     host_scoring: Annotated[
         bool,
         typer.Option("--host-scoring", help="Preprocess and score on the CPU even if the engine runs on a GPU."),
@@ -188,6 +203,8 @@ def run(
                     stop=stop.event,
                     statistics=statistics,
                     watch=watch,
+                    camera_timeout_s=camera_timeout,
+                    on_camera_fault=on_camera_fault,
                 )
         except BrokenPipeError:
             # The reader of the verdicts closed the pipe (| head): a normal end. Without this redirection Python would

@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import Result
 
+from adedge.errors import SourceError
+
 Invoke = Callable[..., Result]
 
 
@@ -29,8 +31,8 @@ class Camera(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.rng = np.random.default_rng(0)
         self.picture: Callable[[], np.ndarray] = self.noise
         self.silent = threading.Event()
@@ -215,3 +217,66 @@ def test_strict_fails_on_a_damaged_video(invoke: Invoke, grey_bundle: Path, tmp_
     strict = invoke("run", grey_bundle, path, "--strict")
     assert strict.exit_code != 0
     assert "cannot be decoded" in str(strict.exception)
+
+
+def events(result: Result) -> list[tuple[str, str]]:
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    return [(record["event"], record["fault"]) for record in records if "event" in record]
+
+
+def test_a_silent_camera_is_an_event_among_the_verdicts_and_so_is_its_return(
+    invoke: Invoke, grey_bundle: Path, camera: Camera
+) -> None:
+    pause = threading.Timer(1.0, camera.silent.set)
+    back = threading.Timer(2.2, camera.silent.clear)
+    for timer in (pause, back):
+        timer.start()
+    result, text = outputs(
+        invoke, grey_bundle, f"http://{camera.host}/", "--camera-timeout", 0.5, "--policy", "every", frames=80
+    )
+    assert result.exit_code == 0, text
+    assert events(result) == [("camera_fault", "silent"), ("camera_recovered", "silent")]
+    assert f"warning: http://{camera.host} delivers no frame for 0." in result.stderr
+    metric = f'adedge_camera_fault{{camera="0",source="http://{camera.host}",fault="silent"}} '
+    assert {line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(metric)} == {"0", "1"}
+    states = [json.loads(line)["cameras"][0] for line in text.splitlines() if line.startswith('{"about"')]
+    assert any([fault["fault"] for fault in state["faults"]] == ["silent"] for state in states)
+    assert max(state["seconds_ago"] for state in states) > 0.5
+
+
+def test_a_frozen_camera_is_rejected(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
+    still = camera.noise()
+    camera.picture = lambda: still
+    result, _ = outputs(
+        invoke,
+        grey_bundle,
+        *(f"http://{camera.host}/", "--on-camera-fault", "reject", "--policy", "every", "--fail-on-reject"),
+        frames=15,
+    )
+    assert result.exit_code == 3
+    verdicts = [record for record in map(json.loads, result.stdout.splitlines()) if "event" not in record]
+    assert [record.get("fault") for record in verdicts] == [None] * 9 + ["frozen"] * 6
+    assert [record["anomalous"] for record in verdicts] == [False] * 9 + [True] * 6
+    assert events(result) == [("camera_fault", "frozen")]
+
+
+def test_a_covered_camera_stops_the_run(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
+    camera.picture = lambda: np.zeros((48, 64, 3), np.uint8)
+    result, _ = outputs(invoke, grey_bundle, f"http://{camera.host}/", "--on-camera-fault", "stop")
+    assert isinstance(result.exception, SourceError)
+    assert "delivers a picture without content" in str(result.exception)
+    assert events(result) == [("camera_fault", "constant")]
+
+
+def test_a_camera_that_comes_later_is_waited_for(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
+    port = free_port()
+    late: list[Camera] = []
+    timer = threading.Timer(1.5, lambda: late.append(Camera(port)))
+    timer.start()
+    result, text = outputs(invoke, grey_bundle, f"http://127.0.0.1:{port}/", "--reconnect", 30, "--camera-timeout", 0.5)
+    assert result.exit_code == 0, text
+    assert "delivers no video" in result.stderr
+    assert "(waiting for it for up to 30 s)" in result.stderr
+    assert events(result) == [("camera_fault", "silent"), ("camera_recovered", "silent")]
+    late[0].shutdown()
+    late[0].server_close()
