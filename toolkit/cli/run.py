@@ -24,6 +24,7 @@ from adedge.cli import app, finite
 from adedge.cli.options import RequireSignature
 from adedge.console import console, note, warn
 from adedge.errors import UsageError
+from adedge.processors import limit_opencv
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def run(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many frames, counted over all sources.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads for ONNX Runtime. Default: all cores.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads for ONNX Runtime. Default: the physical cores, or a container's quota."),
+    ] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write verdicts (JSON lines) to this file, not stdout.")] = None,
     video: Annotated[
         Path | None, typer.Option(help="Annotated video: .webm (for browsers), .mp4, .avi or .mkv.")
@@ -149,6 +153,7 @@ def run(
     For cameras this is the normal end (exit code 0); an unfinished video or folder exits with 130 (143).
     """
     _quiet_opencv()
+    limit_opencv()
     from adedge.runtime.capture import default_policy
     from adedge.runtime.inspection import open_inspector
     from adedge.runtime.page import page_address
