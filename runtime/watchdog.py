@@ -23,7 +23,7 @@ FaultPolicy = Literal["warn", "reject", "stop"]
 
 FROZEN_FRAMES = 10  # identical pictures in a row: a driver that fills gaps repeats a picture a few times
 CONSTANT_STD = 2.0  # grey levels, of 255, in each channel: the noise of a covered sensor stays below
-SAMPLE_PIXELS = 32_768  # of a frame, on a grid: enough to see noise, and cheap in a frame of any size
+SAMPLE_PIXELS = 16_384  # of a frame, on a grid: enough to see noise, and cheap in a frame of any size
 
 
 class Watchdog:

@@ -19,9 +19,9 @@ class OnnxRuntimeBackend(FixedBuffers):
 
     ``graph`` is the serialised ONNX model: one float32 input (N, C, H, W) and float32 outputs (N, ...), with N dynamic,
     or 1 if ``batch`` is 1. ``or_fewer`` also accepts N = 1 with a larger ``batch``, which it reduces to 1. ``threads``
-    defaults to `adedge.processors.physical_cores`. ``spin`` keeps threads busy-waiting between frames: this saves their wake-up (tens of
-    microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The constructor runs the
-    graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
+    defaults to `adedge.processors.physical_cores`. ``spin`` keeps threads busy-waiting between frames: this saves their
+    wake-up (tens of microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The
+    constructor runs the graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
 
     Raises `EngineError` if the graph cannot be loaded or run, `MissingDependency` without ONNX Runtime.
     """

@@ -13,6 +13,7 @@ from adedge.bundle import open_bundle
 from adedge.cli import app
 from adedge.cli.options import RequireSignature
 from adedge.console import note, output, progress, warn
+from adedge.processors import limit_opencv
 from adedge.specs import Target, parse_precisions
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def benchmark(
 
     Writes report.json, report.md and report.html.
     """
+    limit_opencv()
     opened = open_bundle(bundle, require_signature)
     from adedge.benchmarks.measure import BenchmarkOptions
     from adedge.benchmarks.measure import benchmark as measure
