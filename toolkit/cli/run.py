@@ -159,8 +159,11 @@ def run(
     from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
+    from adedge.runtime.sources.address import shown
     from adedge.runtime.statistics import Statistics
 
+    if shown(str(bundle)) != str(bundle) and not os.path.lexists(bundle):
+        raise UsageError("BUNDLE looks like a source's address (not shown): give the bundle first, then the sources")
     address = None if page is None else page_address(page)
     _show_logging()
     opened = open_bundle(bundle, require_signature)

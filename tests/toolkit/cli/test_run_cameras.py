@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import Result
 
-from adedge.errors import SourceError
+from adedge.errors import SourceError, UsageError
 
 Invoke = Callable[..., Result]
 
@@ -168,6 +168,19 @@ def test_no_password_leaves_a_run(
     address = address.replace("{}", password)
     _, text = outputs(invoke, grey_bundle, address, frames=3)
     assert "QzX" not in text
+
+
+def test_a_source_in_the_place_of_the_bundle_is_not_shown(invoke: Invoke, grey_bundle: Path) -> None:
+    for address in (
+        "rtsp://admin:QzX@10.0.0.5/x",
+        "http://10.0.0.5/x?password=QzX",
+        "gst:a user-pw=QzX",
+        "a@" + "QzX" * 999,
+    ):
+        result = invoke("run", address, grey_bundle)
+        assert isinstance(result.exception, UsageError)
+        assert "give the bundle first" in str(result.exception)
+        assert "QzX" not in "".join([result.output, *traceback.format_exception(result.exception)])
 
 
 def test_names_replace_addresses(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
