@@ -22,7 +22,8 @@ FaultPolicy = Literal["warn", "reject", "stop"]
 """warn: report the fault. reject: frames with a fault are also anomalous. stop: a fault ends the run with an error."""
 
 FROZEN_FRAMES = 10  # identical pictures in a row: a driver that fills gaps repeats a picture a few times
-CONSTANT_STD = 2.0  # grey levels, of 255, in each channel: the noise of a covered sensor stays below
+CONSTANT_RANGE = 12  # grey levels, of 255, in each channel: the noise of a covered sensor stays within
+CONSTANT_PORTION = 0.999  # of the pixels: a few are hot
 SAMPLE_PIXELS = 16_384  # of a frame, on a grid: enough to see noise, and cheap in a frame of any size
 
 
@@ -96,7 +97,7 @@ class Watchdog:
             self._identical += 1
         else:
             self._sample, self._identical, self._identical_since_ns = sample, 1, now_ns
-        if all(cv2.meanStdDev(channel)[1].max() < CONSTANT_STD for channel in channels):
+        if all(map(_is_constant, channels)):
             return "constant"
         if self._identical >= FROZEN_FRAMES:
             return "frozen"
@@ -145,3 +146,10 @@ def _sample(frame: Frame) -> NDArray[np.uint8]:
     grid = frame.image[:height:step, ::step]
     # Channel by channel: copying a grid of single bytes takes a quarter of the time of one of BGR triples.
     return np.ascontiguousarray(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
+
+
+def _is_constant(channel: NDArray[np.uint8]) -> bool:
+    """Whether `CONSTANT_PORTION` of the pixels (H, W) lie within `CONSTANT_RANGE`."""
+    below = cv2.calcHist([channel], [0], None, [256], [0, 256]).cumsum() / channel.size
+    low, high = np.searchsorted(below, [(1 - CONSTANT_PORTION) / 2, (1 + CONSTANT_PORTION) / 2])
+    return bool(high - low <= CONSTANT_RANGE)

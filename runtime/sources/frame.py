@@ -75,7 +75,7 @@ class FrameSource(Protocol):
     live     frames arrive at the source's own pace and never end by themselves
     fps      frames per second, if known
     total    number of frames, if known
-    skipped  number of unreadable pictures so far
+    skipped  number of pictures or frames so far that could not be read
     """
 
     name: str

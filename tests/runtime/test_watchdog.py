@@ -47,7 +47,7 @@ def test_a_camera_with_noise_has_no_fault(clock: Clock) -> None:
     dog = Watchdog("camera", timeout_s=2)
     for seed in range(50):
         clock.now += 0.04
-        assert give(dog, noise(seed, amplitude=6, level=30)).fault is None
+        assert give(dog, noise(seed, amplitude=10, level=30)).fault is None
         dog.check()
     assert taken(dog) == []
 
@@ -127,6 +127,12 @@ def test_a_covered_sensor_has_noise_and_is_constant_all_the_same() -> None:
     dark = np.clip(rng.normal(1.0, 1.2, (480, 640, 3)), 0, 255).astype(np.uint8)
     dark[100, 200] = 255  # a hot pixel
     assert give(Watchdog("line", timeout_s=2), dark).fault == "constant"
+
+
+def test_a_small_part_on_an_even_ground_is_content() -> None:
+    even = np.full((480, 640, 3), 250, np.uint8)
+    even[200:230, 300:330] = 40  # 0.3 % of the picture
+    assert give(Watchdog("line", timeout_s=2), even).fault is None
 
 
 def test_one_channel_with_content_is_enough() -> None:
