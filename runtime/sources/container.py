@@ -11,6 +11,7 @@ from typing import BinaryIO
 _ISO_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _INDEX_BYTES = 256 << 20
+_MOST_BOXES = 100_000  # a file of empty boxes would take minutes
 _TRIMMED_S = 0.01  # edits that are shorter than the track by more than this hide frames
 
 
@@ -45,7 +46,9 @@ def read_container(path: Path) -> Container:
 
 def _iso_container(stream: BinaryIO, size: int) -> Container:
     offset, counted = 0, False
-    while offset + 8 <= size:
+    for _ in range(_MOST_BOXES):
+        if offset + 8 > size:
+            break
         stream.seek(offset)
         length, kind = struct.unpack(">I4s", stream.read(8))
         header = 8

@@ -196,6 +196,21 @@ def test_password_of_a_stream_is_not_shown() -> None:
     assert str(caught.value).startswith("rtsp://127.0.0.1:9 delivers no video")
 
 
+def test_ffmpeg_gets_the_whole_address_with_its_scheme_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def capture(url: str, backend: int, options: list[int]) -> SimpleNamespace:
+        opened.append(url)
+        return SimpleNamespace(isOpened=lambda: True, get=lambda identifier: 0.0, release=lambda: None)
+
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    source = open_source("RTSP://admin:Secret@10.0.0.5:554/Stream?x=Y")
+    source.close()
+    assert (opened, source.name) == (["rtsp://admin:Secret@10.0.0.5:554/Stream?x=Y"], "RTSP://10.0.0.5:554")
+    source = open_source("rtsp://10.0.0.5/1", name="left")
+    assert source.name == "left"
+
+
 def gstreamer(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> list[str]:
     """An OpenCV with GStreamer, whose pipelines give ``image`` without end; the pipelines that will be opened."""
     opened: list[str] = []
