@@ -232,3 +232,29 @@ def test_an_estimated_count_is_not_called_damage(tmp_path: Path, write_video: Wr
     (notice,) = notices
     assert "30 frames, and its length suggests about 45: its frame rate varies" in notice
     assert "damaged" not in notice
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv"])
+def test_no_frame_is_lost_in_silence(tmp_path: Path, write_video: WriteVideo, suffix: str) -> None:
+    """Damage anywhere: each frame is given, counted as skipped, or at least said to be missing."""
+    path = write_video(tmp_path / f"a{suffix}")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for attempt in range(25):
+        data = bytearray(whole)
+        length = int(rng.integers(1, len(data) // 4))
+        start = int(rng.integers(0, len(data) - length))
+        data[start : start + length] = (
+            bytes(length) if attempt % 2 else rng.integers(0, 256, length, np.uint8).tobytes()
+        )
+        path.write_bytes(data)
+        notices: list[str] = []
+        try:
+            source = open_source(str(path), notify=notices.append)
+            numbers = [frame.index for frame in source]
+        except SourceError:
+            continue  # of a video that cannot be opened at all
+        assert numbers == sorted(set(numbers))
+        assert notices or len(numbers) == 30
+        if suffix in (".mp4", ".avi"):
+            assert len(numbers) + source.skipped == 30
