@@ -22,8 +22,8 @@ from adedge.bundle import Bundle
 from adedge.data.datasets import Sample, load_dataset
 from adedge.errors import AdedgeError, EngineError
 from adedge.golden import read_golden
+from adedge.processors import physical_cores
 from adedge.progress import Progress
-from adedge.runtime.backends.onnxruntime import physical_cores
 from adedge.runtime.backends.reference import load_reference
 from adedge.runtime.engines import EngineRecord, engines_in, load_recorded, read_record
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Target

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError, DataError, MissingDependency
+from adedge.processors import physical_cores
 from adedge.progress import Progress
 from adedge.specs import Record
 
@@ -149,6 +150,7 @@ def _session(graph: bytes, tensors: Iterable[str]) -> tuple[Any, str]:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in existing
     )
     options = ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, model.graph.input[0].name

@@ -21,6 +21,7 @@ from adedge.errors import AdedgeError, BundleError, EngineError, GateError, Miss
 from adedge.export.verify import Run, check_tolerance, difference, tolerance_of
 from adedge.golden import Golden, read_golden
 from adedge.manifest import Difference, Graph, Manifest
+from adedge.processors import physical_cores
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision
@@ -299,6 +300,7 @@ def emulate_fp16(bundle: Bundle, golden: Golden, fp32: bytes) -> Difference:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = physical_cores()
     options.log_severity_level = 3
     session = ort.InferenceSession(rounded_to_fp16(fp32), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

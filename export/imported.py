@@ -45,6 +45,7 @@ from adedge.errors import EngineError, GateError, MissingDependency, UsageError
 from adedge.export.fp32 import INPUT, strip_metadata
 from adedge.golden import GoldenFrames, choose_frames, golden_file
 from adedge.manifest import IMPORTED, Manifest, Provenance
+from adedge.processors import physical_cores
 from adedge.scoring import maps_and_scores
 from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec
 
@@ -436,6 +437,7 @@ def _simplify(model: ModelProto) -> ModelProto:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = physical_cores()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
@@ -456,6 +458,7 @@ def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int) -> lis
     """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped."""
     ort = _onnxruntime()
     options = ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores()
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

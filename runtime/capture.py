@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from adedge.errors import SourceError
+from adedge.runtime.events import Event
 from adedge.runtime.sources import Frame, FrameSource
+from adedge.runtime.watchdog import Watchdog
 
 Policy = Literal["latest", "every"]
 """latest: a newer frame replaces the waiting one, which counts as dropped (for a line that must not fall behind).
@@ -29,7 +32,7 @@ def default_policy(source: FrameSource) -> Policy:
 
 @dataclass
 class _Queue:
-    """The waiting frames of one source, at most ``depth``.
+    """The waiting frames of one source, at most ``depth``; ``watchdog`` is that of a camera.
 
     ``error`` is the source's exception; it is raised after the frames captured before it.
     """
@@ -37,6 +40,7 @@ class _Queue:
     source: FrameSource
     policy: Policy
     depth: int
+    watchdog: Watchdog | None = None
     frames: deque[Frame] = field(default_factory=deque)
     dropped: int = 0
     ended: bool = False
@@ -58,19 +62,24 @@ class Capture:
         batch: int,
         wait_ms: float,
         stop: threading.Event,
+        watchdogs: Sequence[Watchdog | None] = (),
+        stop_on_fault: bool = False,
     ) -> None:
         """Batches have up to ``batch`` frames; a frame waits at most ``wait_ms`` for those of other sources.
 
         Each source may fill an equal share of a batch. With policy "every" its queue holds two shares, so that the
         next batch is ready when one is taken; with "latest" it holds one frame. Setting ``stop`` ends the capture.
+        ``watchdogs`` are one per source, None for those that nobody watches; with ``stop_on_fault`` a fault that they
+        find is an error of the source.
         """
         self._stop = stop
+        self._stop_on_fault = stop_on_fault
         # A single source has no others to wait for: its frames wait until the batch is full.
         self._wait_s = wait_ms / 1e3 if len(sources) > 1 else math.inf
         depth = 2 * _share(batch, len(sources))
         self._queues = [
-            _Queue(source, policy, depth=1 if policy == "latest" else depth)
-            for source, policy in zip(sources, policies, strict=True)
+            _Queue(source, policy, 1 if policy == "latest" else depth, watchdog)
+            for source, policy, watchdog in zip(sources, policies, watchdogs or [None] * len(sources), strict=True)
         ]
         self._changed = threading.Condition()
         self._closed = False
@@ -93,13 +102,15 @@ class Capture:
 
         The frames are ordered by source, and by capture within a source; the list is empty at the end. Waits until
         ``count`` frames are queued, every active source has filled its share, or the oldest frame has waited for
-        ``wait_ms``; with ``wait=False`` returns an empty list instead of waiting. Once a source has failed or ``stop``
-        is set, returns what is queued. Raises a source's exception after the frames captured before it were taken.
+        ``wait_ms``; with ``wait=False`` returns an empty list instead of waiting, and also where there are events to
+        take. Once a source has failed or ``stop`` is set, returns what is queued. Raises a source's exception after the
+        frames captured before it, and the events, were taken.
         """
         share = _share(count, len(self._queues))
         with self._changed:
             while not self._ready(count, share):
-                if not wait:
+                self._check_silence()
+                if not wait or self._has_events():
                     return []
                 # The timeout lets this thread see `stop`: the signal handler that sets it must not take a lock.
                 self._changed.wait(timeout=max(0.0, min(0.1, self._time_left())))
@@ -113,9 +124,20 @@ class Capture:
             frames = [(index, self._queues[index].frames.popleft()) for index in indices]
             self._changed.notify_all()
         errors = [queue.error for queue in self._queues if queue.error is not None]
-        if wait and not frames and errors:
+        if wait and not frames and errors and not self._has_events():
             raise errors[0]
         return frames
+
+    def take_events(self) -> list[Event]:
+        """Take what the watchdogs have noticed."""
+        with self._changed:
+            self._check_silence()
+            return [
+                queue.watchdog.events.popleft()
+                for queue in self._queues
+                if queue.watchdog is not None
+                for _ in range(len(queue.watchdog.events))
+            ]
 
     def close(self) -> None:
         """Stop capturing and release the sources."""
@@ -127,6 +149,18 @@ class Capture:
         for thread in self._threads:
             # If a driver hangs, its thread stays; the process can still end, because it is a daemon thread.
             thread.join(timeout=2)
+
+    def _check_silence(self) -> None:
+        for queue in self._queues:
+            if queue.watchdog is None:
+                continue
+            if queue.watchdog.check(ended=queue.ended) and self._stop_on_fault:
+                # Its thread may hang in the driver, so it cannot end by itself.
+                queue.ended, queue.error = True, _stopped(queue.watchdog)
+                self._changed.notify_all()
+
+    def _has_events(self) -> bool:
+        return any(queue.watchdog is not None and queue.watchdog.events for queue in self._queues)
 
     def _ending(self) -> bool:
         """Whether to stop capturing: a failed source ends all of them once its last frame was taken."""
@@ -152,13 +186,23 @@ class Capture:
         error = None
         try:
             for frame in queue.source:
-                if not self._offer(queue, frame):
+                if not self._offer(queue, self._examined(queue.watchdog, frame)):
                     break
+                if queue.watchdog is not None:
+                    queue.watchdog.resume()
         except BaseException as raised:  # re-raised by the thread that takes the frames
             error = raised
         with self._changed:
-            queue.ended, queue.error = True, error
+            queue.ended, queue.error = True, queue.error or error
             self._changed.notify_all()
+
+    def _examined(self, watchdog: Watchdog | None, frame: Frame) -> Frame:
+        if watchdog is None:
+            return frame
+        examined = watchdog.examine(frame)
+        if examined.fault is not None and self._stop_on_fault:
+            raise _stopped(watchdog)
+        return examined
 
     def _offer(self, queue: _Queue, frame: Frame) -> bool:
         """Queue a frame according to the policy; return False once the capture has ended."""
@@ -173,6 +217,10 @@ class Capture:
             queue.frames.append(frame)
             self._changed.notify_all()
             return True
+
+
+def _stopped(watchdog: Watchdog) -> SourceError:
+    return SourceError(f"{watchdog.explanation} (--on-camera-fault stop)")
 
 
 def _share(batch: int, sources: int) -> int:

@@ -25,6 +25,7 @@ from typing import Any
 import cv2
 
 from adedge.errors import OutputError, UsageError
+from adedge.runtime.events import FAULTS, Event, Fault, record_from_event
 from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame
@@ -68,11 +69,14 @@ class _View:
     viewed_at: float = -math.inf
     drawn_at: float = -math.inf
     reject_drawn_at: float = -math.inf
+    started_at_ns: int = field(default_factory=time.monotonic_ns)
+    faults: dict[Fault, Event] = field(default_factory=dict)  # that have not ended
+    fault_counts: dict[Fault, int] = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
 
     @property
-    def seconds_ago(self) -> float | None:
-        """Age of the last verdict; it keeps growing if the camera has stopped."""
-        return None if self.last is None else (time.monotonic_ns() - self.last.decided_at_ns) / 1e9
+    def seconds_ago(self) -> float:
+        """Age of the last verdict, or of the page before the first; it keeps growing if the camera has stopped."""
+        return (time.monotonic_ns() - (self.last.decided_at_ns if self.last else self.started_at_ns)) / 1e9
 
     def add(self, verdict: Verdict) -> None:
         self.statistics.add(verdict)
@@ -128,6 +132,15 @@ class PageSink(Sink):
                 self._rejected += 1
                 self._rejects.append((self._rejected, replace(verdict, map=None), picture))
             view.drawn_at, view.picture, view.pictured = now, picture, verdict.frame_id
+
+    def report(self, event: Event) -> None:
+        """Show a camera's fault until it ends, and count it."""
+        view = self._views[event.camera or 0]
+        with self._lock:
+            view.faults.pop(event.fault, None)
+            if event.kind == "camera_fault":
+                view.faults[event.fault] = event
+                view.fault_counts[event.fault] += 1
 
     def close(self) -> None:
         """Stop the server; a second call does nothing."""
@@ -186,6 +199,7 @@ def _camera_state(view: _View) -> dict[str, Any]:
         "scores": list(view.scores),
         "pictured": view.pictured,
         "seconds_ago": view.seconds_ago,
+        "faults": [record_from_event(event) for event in view.faults.values()],
         "last": None if last is None else record_from_verdict(last),
     }
 
@@ -200,7 +214,12 @@ _FAMILIES = (
     ("lost_frames_total", "counter", "Frames replaced by newer ones, or unreadable."),
     ("score", "gauge", "Raw score of the last frame."),
     ("threshold", "gauge", "Frames with a score above it are anomalous."),
-    ("seconds_since_verdict", "gauge", "Age of the last verdict; keeps growing if the camera has stopped."),
+    ("seconds_since_verdict", "gauge", "Age of the last verdict, or since the start; grows if the camera has stopped."),
+)
+
+_FAULT_FAMILIES = (
+    ("camera_fault", "gauge", "1 while the camera has this fault."),
+    ("camera_faults_total", "counter", "How often the fault has begun."),
 )
 
 
@@ -211,9 +230,10 @@ def _values(view: _View) -> dict[str, float]:
         "frames_total": counts.frames,
         "rejects_total": counts.rejects,
         "lost_frames_total": counts.dropped,
+        "seconds_since_verdict": view.seconds_ago,
     }
-    if last is not None and view.seconds_ago is not None:
-        values |= {"score": last.score, "threshold": last.threshold, "seconds_since_verdict": view.seconds_ago}
+    if last is not None:
+        values |= {"score": last.score, "threshold": last.threshold}
     return values
 
 
@@ -231,6 +251,12 @@ def _metrics(views: Sequence[_View], about: Mapping[str, str]) -> Iterator[str]:
         for label, of_camera in zip(cameras, values, strict=True):
             if family in of_camera:
                 yield f"adedge_{family}{{{label}}} {of_camera[family]!r}"
+    for family, kind, text in _FAULT_FAMILIES:
+        yield from (f"# HELP adedge_{family} {text}", f"# TYPE adedge_{family} {kind}")
+        for label, view in zip(cameras, views, strict=True):
+            for fault in FAULTS:
+                value = view.fault_counts[fault] if kind == "counter" else int(fault in view.faults)
+                yield f"adedge_{family}{{{label},fault={_quote(fault)}}} {value}"
     name = "adedge_latency_seconds"
     yield f"# HELP {name} Latency at a boundary; quantiles of the latest frames."
     yield f"# TYPE {name} summary"

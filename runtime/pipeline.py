@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections import deque
@@ -10,10 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from adedge.errors import UsageError
 from adedge.runtime.capture import Capture, Policy, default_policy
+from adedge.runtime.events import Event, EventSink
 from adedge.runtime.inspector import Inspector
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
 from adedge.runtime.statistics import Statistics
+from adedge.runtime.watchdog import FaultPolicy, Watchdog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ def run(
     stop: threading.Event | None = None,
     statistics: Statistics | None = None,
     watch: Callable[[Statistics], None] | None = None,
+    camera_timeout_s: float = 2.0,
+    on_camera_fault: FaultPolicy = "warn",
 ) -> Statistics:
     """Inspect opened sources until all have ended, ``max_frames`` frames have been inspected, or ``stop`` is set.
 
@@ -52,6 +59,10 @@ def run(
     for frames of other sources; a single source always fills its batches. If all sources have policy "every", as many
     batches are in flight as the inspector has slots. If any has "latest", there is one: a frame submitted early would
     no longer be the newest when its turn comes.
+
+    Live sources are watched. Each fault that begins or ends, also that no frame came for ``camera_timeout_s`` seconds
+    (0: never), is an `Event`: it is logged and goes to those sinks of the stream that are an `EventSink`.
+    ``on_camera_fault`` says what else a fault does. Each verdict on a frame with a fault names it.
 
     ``statistics`` count all streams together. They are updated during the run, are valid even if it raises, and are
     returned. ``watch`` is called with them after each batch, in the calling thread. All sources and sinks are closed in
@@ -68,7 +79,21 @@ def run(
     if batch is None:
         batch = min(len(streams), inspector.batch)
     slots = 1 if "latest" in policies else inspector.slots
-    capture = Capture(sources, policies, batch=batch, wait_ms=wait_ms, stop=stop or threading.Event())
+    watchdogs = [
+        Watchdog(source.name, timeout_s=camera_timeout_s, camera=index if len(streams) > 1 else None)
+        if source.live
+        else None
+        for index, source in enumerate(sources)
+    ]
+    capture = Capture(
+        sources,
+        policies,
+        batch=batch,
+        wait_ms=wait_ms,
+        stop=stop or threading.Event(),
+        watchdogs=watchdogs,
+        stop_on_fault=on_camera_fault == "stop",
+    )
     in_flight: deque[list[tuple[int, Frame]]] = deque()
     remaining = sys.maxsize if max_frames is None else max_frames
     try:
@@ -77,6 +102,9 @@ def run(
         while True:
             # While batches are in flight, do not wait for new frames: their verdicts would wait as well.
             frames = capture.take(min(batch, remaining), wait=not in_flight) if remaining > 0 else []
+            events = capture.take_events()
+            for event in events:
+                _report(event, streams[event.camera or 0].sinks)
             if frames:
                 inspector.submit([frame for _, frame in frames])
                 in_flight.append(frames)
@@ -84,11 +112,16 @@ def run(
                 if len(in_flight) < slots:
                     continue
             if not in_flight:
+                if events:
+                    continue
                 break
             for (index, frame), verdict in zip(in_flight.popleft(), inspector.collect(), strict=True):
                 stream = streams[index]
                 if len(streams) > 1:
                     verdict = replace(verdict, camera=index)
+                if frame.fault is not None:
+                    anomalous = verdict.anomalous or on_camera_fault == "reject"
+                    verdict = replace(verdict, fault=frame.fault, anomalous=anomalous)
                 statistics.add(verdict)
                 stream.statistics.add(verdict)
                 for sink in stream.sinks:
@@ -103,6 +136,13 @@ def run(
     if errors:
         raise errors[0]
     return statistics
+
+
+def _report(event: Event, sinks: Sequence[Sink]) -> None:
+    log.warning(event.message)
+    for sink in sinks:
+        if isinstance(sink, EventSink):
+            sink.report(event)
 
 
 def check_batch(batch: int, inspector: Inspector, policies: Sequence[Policy]) -> None:

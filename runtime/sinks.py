@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import OutputError, UsageError
+from adedge.runtime.events import Event, record_from_event
 from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict, record_from_verdict
@@ -55,7 +56,7 @@ class ListSink(Sink):
 
 
 class JsonLinesSink(Sink):
-    """One JSON line per verdict, flushed immediately, to a text stream or to a file, which is replaced."""
+    """One JSON line per verdict and event, flushed immediately, to a text stream or to a file, which is replaced."""
 
     def __init__(self, target: TextIO | Path) -> None:
         """A stream is not closed. Raises `OutputError` if the file cannot be created."""
@@ -71,7 +72,14 @@ class JsonLinesSink(Sink):
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Write one line; a file never ends in a partial line. `BrokenPipeError` from a stream is passed on."""
-        line = json.dumps(record_from_verdict(verdict), ensure_ascii=False, allow_nan=False) + "\n"
+        self._write(record_from_verdict(verdict))
+
+    def report(self, event: Event) -> None:
+        """Write one line, which has the key "event"."""
+        self._write(record_from_event(event))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         if self._stream is not None:
             self._stream.write(line)
             self._stream.flush()

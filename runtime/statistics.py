@@ -27,7 +27,7 @@ class Statistics:
     """Counts of a run, and the latencies of its last `WINDOW` frames.
 
     ``frames`` were inspected, and ``rejects`` of them were anomalous; ``dropped`` frames were captured but replaced by
-    newer ones; ``skipped`` pictures were unreadable.
+    newer ones; ``skipped`` pictures or frames could not be read.
     """
 
     frames: int = 0

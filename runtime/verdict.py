@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adedge.runtime.events import Fault, text_from_time, utc_from_monotonic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Verdict:
     threshold       the frame is anomalous if score > threshold
     z               score in standard deviations above held-out good pictures, for display; None if not fitted
     camera          index, from 0, among several cameras that share an engine; None if there is only one
+    fault           what is wrong with the camera's picture, if it was noticed; the frame may be anomalous for it alone
     map             float32 (H, W) anomaly map: network input size, or frame size if tiled. It is a view, valid only
                     while a sink takes the verdict: copy it to keep it
     timings_ms      durations: "preprocess", "network", "scoring" (of the whole batch), "frame" (preprocess to score)
@@ -39,6 +41,7 @@ class Verdict:
     anomalous: bool
     z: float | None = None
     camera: int | None = None
+    fault: Fault | None = None
     map: NDArray[np.float32] | None = None
     timings_ms: Mapping[str, float]
 
@@ -46,11 +49,9 @@ class Verdict:
 def captured_at(verdict: Verdict) -> datetime:
     """When the frame was captured, in UTC.
 
-    Computed as the current wall-clock time minus the frame's age, so that after a clock correction during a long run
-    every further frame has the right time.
+    After a clock correction during a long run every further frame has the right time.
     """
-    age_ns = time.monotonic_ns() - verdict.captured_at_ns
-    return datetime.now(timezone.utc) - timedelta(microseconds=age_ns / 1000)
+    return utc_from_monotonic(verdict.captured_at_ns)
 
 
 def record_from_verdict(verdict: Verdict) -> dict[str, Any]:
@@ -59,10 +60,11 @@ def record_from_verdict(verdict: Verdict) -> dict[str, Any]:
         **({} if verdict.camera is None else {"camera": verdict.camera}),
         "frame": verdict.frame_id,
         "name": verdict.name,
-        "captured_at": captured_at(verdict).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "captured_at": text_from_time(verdict.captured_at_ns),
         "score": verdict.score,
         "threshold": verdict.threshold,
         "anomalous": verdict.anomalous,
+        **({} if verdict.fault is None else {"fault": verdict.fault}),
         "z": None if verdict.z is None else round(verdict.z, 4),
         "latency_ms": {name: round(value, 3) for name, value in verdict.timings_ms.items()},
     }

@@ -28,6 +28,7 @@ class Limit(NamedTuple):
 
 PICTURE_BYTES = Limit(512 << 20, "MB", 1 << 20)  # of the file, as compressed
 PICTURE_PIXELS = Limit(200_000_000, "megapixels", 1_000_000)
+ADDRESS_BYTES = Limit(64 << 10, "KB", 1 << 10)  # of a file that holds the address of a source
 JSON_BYTES = Limit(64 << 20, "MB", 1 << 20)
 JSON_DEPTH = Limit(100, "levels")
 ARCHIVE_BYTES = Limit(8 << 30, "GB", 1 << 30)  # of all its files together, decompressed

@@ -26,7 +26,8 @@ import numpy as np
 
 from adedge.bundle import Bundle
 from adedge.errors import EngineError, MissingDependency
-from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version, physical_cores
+from adedge.processors import physical_cores
+from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.sources import Frame
 from adedge.specs import Dssim, InputSpec, ScoreSpec, Uniform

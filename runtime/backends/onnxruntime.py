@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from adedge.errors import EngineError, MissingDependency
+from adedge.processors import physical_cores
 from adedge.runtime.backends import FixedBuffers
 
 
@@ -15,30 +14,14 @@ def library_version() -> str:
     return str(_onnxruntime().__version__)
 
 
-def physical_cores() -> int:
-    """The number of physical cores available to this process.
-
-    Hyper-threads share the vector units of their core, so they do not speed up a convolution.
-    """
-    cores = set()
-    allowed = os.sched_getaffinity(0)
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            return len(allowed)
-    return len(cores)
-
-
 class OnnxRuntimeBackend(FixedBuffers):
     """A graph executed by ONNX Runtime in float32 buffers that it reads and writes in place.
 
     ``graph`` is the serialised ONNX model: one float32 input (N, C, H, W) and float32 outputs (N, ...), with N dynamic,
     or 1 if ``batch`` is 1. ``or_fewer`` also accepts N = 1 with a larger ``batch``, which it reduces to 1. ``threads``
-    defaults to `physical_cores`. ``spin`` keeps threads busy-waiting between frames: this saves their wake-up (tens of
-    microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The constructor runs the
-    graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
+    defaults to `adedge.processors.physical_cores`. ``spin`` keeps threads busy-waiting between frames: this saves their
+    wake-up (tens of microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The
+    constructor runs the graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
 
     Raises `EngineError` if the graph cannot be loaded or run, `MissingDependency` without ONNX Runtime.
     """

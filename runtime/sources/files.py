@@ -11,6 +11,7 @@ import cv2
 
 from adedge.data.pictures import list_pictures, read_picture
 from adedge.errors import DataError, SourceError
+from adedge.runtime.sources.container import read_container
 from adedge.runtime.sources.frame import Frame, FrameSource, Notify, ignore
 from adedge.runtime.sources.reader import Reader
 
@@ -63,12 +64,21 @@ class FolderSource(FrameSource):
         self._closed.set()
 
 
-class VideoSource(FrameSource):
-    """Every frame of a video file. ``notify`` is warned if the video ends before its index says it should."""
+_ATTEMPTS = 64  # failed reads before a video without a known number of frames is taken to have ended
 
-    def __init__(self, path: Path, *, notify: Notify | None = None) -> None:
+
+class VideoSource(FrameSource):
+    """Every frame of a video file that can be decoded.
+
+    A frame that cannot is skipped and counted; ``notify`` is told, also if the video ends before its index says it
+    should. With ``strict`` both raise `DataError`.
+    """
+
+    def __init__(self, path: Path, *, strict: bool = False, notify: Notify | None = None) -> None:
         self.name = str(path)
+        self.skipped = 0
         self._path = path
+        self._strict = strict
         self._notify = notify or ignore
         self._reader: Reader | None = None
 
@@ -94,21 +104,45 @@ class VideoSource(FrameSource):
         """Yield the frames in order. Raises `SourceError` if there are none."""
         if self._reader is None:
             raise SourceError(f"{self.name} is not open: call open() first")
-        index = 0
-        while (reading := self._reader.read()) is not None:
+        index = failures = 0
+        # Each failed read may be a damaged frame before one that can be decoded, so the end is not believed at once.
+        while failures <= max(_ATTEMPTS, (self.total or 0) - index):
+            reading = self._reader.read()
+            if self._reader.closed:
+                return
+            if reading is None:
+                failures += 1
+                continue
+            if failures:
+                self._skip(failures, f"{self.name}: {failures} frame(s) from {index} on cannot be decoded")
+                index += failures
+                failures = 0
             yield Frame(index, *reading, f"{self._path.name}#{index}")
             index += 1
-        if self._reader.closed:
-            return
-        if index == 0:
+        if index == self.skipped:
             raise SourceError(
                 f"no frame of {self.name} can be decoded: the video is damaged; record or convert it again"
             )
         if self.total is not None and index < self.total:
+            self._explain_missing(index, self.total)
+
+    def _explain_missing(self, index: int, total: int) -> None:
+        container = read_container(self._path)
+        if container.cut_off:
+            self._skip(0, f"{self.name} ends after {index} of about {total} frames: it is cut off")
+        elif container.counted:
+            self._skip(total - index, f"{self.name}: {total - index} of {total} frames cannot be decoded")
+        elif container.estimated and total - index > max(1, 0.02 * total):
             self._notify(
-                f"{self.name} ends after {index} of about {self.total} frames: it is cut off or damaged; "
-                "the frames up to there were inspected"
+                f"{self.name} has {index} frames, and its length suggests about {total}: its frame rate varies, or "
+                "frames are missing"
             )
+
+    def _skip(self, frames: int, what: str) -> None:
+        if self._strict:
+            raise DataError(f"{what}: record or convert it again, or leave out --strict to inspect the other frames")
+        self.skipped += frames
+        self._notify(f"{what}; the other frames are inspected")
 
     def close(self) -> None:
         """Release the file."""

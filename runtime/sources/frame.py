@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import DataError
+from adedge.runtime.events import Fault
 
 Notify = Callable[[str], None]
 """Receives a source's warnings, each a line of text, in the thread that iterates over the source."""
@@ -27,6 +28,7 @@ class Frame:
     name            file name, or the source and the frame's number
     nv12            the image is NV12, the native format of Jetson cameras: H rows of luma, then H / 2 rows with
                     interleaved U and V, one pair per 2 × 2 pixels; H and W are even
+    fault           what the watchdog of a camera found wrong with the picture; None is nothing, or not checked
 
     Raises `DataError` if ``nv12`` is set and the image has another shape or dtype.
     """
@@ -36,6 +38,7 @@ class Frame:
     image: NDArray[np.uint8]
     name: str
     nv12: bool = False
+    fault: Fault | None = None
 
     def __post_init__(self) -> None:
         image = self.image
@@ -72,7 +75,7 @@ class FrameSource(Protocol):
     live     frames arrive at the source's own pace and never end by themselves
     fps      frames per second, if known
     total    number of frames, if known
-    skipped  number of unreadable pictures so far
+    skipped  number of pictures or frames so far that could not be read
     """
 
     name: str

@@ -19,7 +19,11 @@ class Reader:
         self.closed = False
 
     def read(self) -> tuple[int, NDArray[np.uint8]] | None:
-        """(captured_at_ns, image), or None at the end. The timestamp is taken before the frame is decoded."""
+        """(captured_at_ns, image); None for a frame that cannot be decoded, at the end, and after `close`.
+
+        OpenCV does not tell the first two apart: after a damaged frame, the next call returns a frame again. The
+        timestamp is taken before the frame is decoded.
+        """
         with self._lock:
             if self.closed or not self._capture.grab():
                 return None

@@ -9,9 +9,10 @@ from urllib.parse import parse_qsl
 
 from adedge.data.pictures import PICTURE_SUFFIXES
 from adedge.errors import SourceError, UsageError
+from adedge.runtime.sources.address import Address, resolve, shown
 from adedge.runtime.sources.array import ArraySource
 from adedge.runtime.sources.files import FolderSource, VideoSource
-from adedge.runtime.sources.frame import FrameSource, Notify
+from adedge.runtime.sources.frame import FrameSource, Notify, ignore
 from adedge.runtime.sources.live import (
     Connect,
     LiveSource,
@@ -19,7 +20,6 @@ from adedge.runtime.sources.live import (
     delivers_nv12,
     gstreamer_connector,
     stream_connector,
-    without_password,
 )
 
 FORMS = (
@@ -29,7 +29,12 @@ FORMS = (
 
 
 def open_source(
-    uri: str, *, strict: bool = False, reconnect_s: float = 0.0, notify: Notify | None = None
+    uri: str | Address,
+    *,
+    name: str | None = None,
+    strict: bool = False,
+    reconnect_s: float = 0.0,
+    notify: Notify | None = None,
 ) -> FrameSource:
     """Open the source that ``uri`` names.
 
@@ -40,16 +45,23 @@ def open_source(
     - ``synthetic:brick?seed=0&frames=200`` (also size, speed): a photograph passing a camera, with defects drawn in
     - anything else: a video file, a picture file or a folder of pictures
 
-    ``strict`` makes an unreadable picture an error, ``reconnect_s`` is how long to wait for a lost camera, ``notify``
-    receives warnings in the thread that iterates. Raises `SourceError` if there is nothing to read, `UsageError` for
-    an option that the source does not support.
+    ``${NAME}`` in it is an environment variable, and ``@PATH`` a file that holds the address, see
+    `adedge.runtime.sources.address.resolve`. ``name`` replaces the source's name, which never holds a password.
+    ``strict`` makes an unreadable picture or a damaged video an error, ``reconnect_s`` is how long to wait for a camera
+    that is not there or is lost, ``notify`` receives warnings, most of them in the thread that iterates. Raises
+    `SourceError` if there is nothing to read, `UsageError` for an option that the source does not support.
     """
-    source = _source_from_uri(uri, strict=strict, reconnect_s=reconnect_s, notify=notify)
+    address = uri if isinstance(uri, Address) else resolve(uri, notify or ignore)
+    source = _source_at(address, name, strict=strict, reconnect_s=reconnect_s, notify=notify)
+    source.name = name or source.name
     source.open()
     return source
 
 
-def _source_from_uri(uri: str, *, strict: bool, reconnect_s: float, notify: Notify | None) -> FrameSource:
+def _source_at(
+    where: Address, name: str | None, *, strict: bool, reconnect_s: float, notify: Notify | None
+) -> FrameSource:
+    uri = where.text
     address, _, query = uri.partition("?")
 
     def live(name: str, connect: Connect, *, nv12: bool = False) -> FrameSource:
@@ -61,23 +73,26 @@ def _source_from_uri(uri: str, *, strict: bool, reconnect_s: float, notify: Noti
     if address.startswith("csi://"):
         pipeline = _csi_pipeline(uri, address, query)
         return live(f"camera {address}", gstreamer_connector(pipeline, address), nv12=delivers_nv12(pipeline))
+    called = name or where.shown
     if uri.startswith("gst:"):
         pipeline = uri.removeprefix("gst:")
-        return live(
-            "the GStreamer pipeline", gstreamer_connector(pipeline, "this pipeline"), nv12=delivers_nv12(pipeline)
-        )
-    if re.match(r"(rtsp|rtsps|http|https)://", uri):
-        return live(without_password(uri), stream_connector(uri))
+        return live(called, gstreamer_connector(pipeline, called), nv12=delivers_nv12(pipeline))
+    if (scheme := re.match(r"(rtsp|rtsps|http|https)://", uri, re.IGNORECASE)) is not None:
+        # FFmpeg knows its protocols in lower case only.
+        return live(called, stream_connector(scheme[0].lower() + uri[scheme.end() :], called))
     if uri.startswith("synthetic:"):
         return _synthetic_source(uri, address.removeprefix("synthetic:"), query)
+    if where.is_url:
+        raise UsageError(f"unknown kind of source '{where.shown}': give {FORMS}")
     path = Path(uri)
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
-        return FolderSource(path, strict=strict, notify=notify)
-    if path.is_file():
-        return VideoSource(path, notify=notify)
-    if "://" in uri:
-        raise UsageError(f"unknown kind of source '{without_password(uri)}': give {FORMS}")
-    raise SourceError(f"{uri} does not exist: give {FORMS}")
+    try:
+        if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
+            return FolderSource(path, strict=strict, notify=notify)
+        if path.is_file():
+            return VideoSource(path, strict=strict, notify=notify)
+    except OSError as error:  # its message holds the whole path
+        raise SourceError(f"{where.shown} cannot be read ({error.strerror}): give {FORMS}") from None
+    raise SourceError(f"{where.shown} does not exist: give {FORMS}")
 
 
 _CAMERA_OPTIONS: Mapping[str, int] = {"width": 0, "height": 0, "fps": 0}  # 0: the camera's default
@@ -90,24 +105,26 @@ def _numbers(uri: str, query: str, defaults: Mapping[str, int], *, besides: Sequ
         if key in besides:
             continue
         if key not in defaults:
-            raise UsageError(f"'{uri}' has an unknown option '{key}': it takes {', '.join((*defaults, *besides))}")
+            raise UsageError(
+                f"'{shown(uri)}' has an unknown option '{key}': it takes {', '.join((*defaults, *besides))}"
+            )
         if not text.isdigit():
-            raise UsageError(f"'{uri}': {key} must be a whole number, not '{text}'")
+            raise UsageError(f"'{shown(uri)}': {key} must be a whole number, not '{text}'")
         values[key] = int(text)
     return values
 
 
 def _csi_pipeline(uri: str, address: str, query: str) -> str:
+    sensor = address.removeprefix("csi://")
+    if not sensor.isdigit():
+        raise UsageError(f"'{shown(address)}' names no sensor: give csi://0 or csi://1")
     options = _numbers(uri, query, {"width": 1280, "height": 720, "fps": 30}, besides=("format",))
     pixel_format = dict(parse_qsl(query, keep_blank_values=True)).get("format", "bgr")
     if pixel_format not in ("bgr", "nv12"):
-        raise UsageError(f"'{uri}': format must be bgr or nv12, not '{pixel_format}'")
+        raise UsageError(f"'{shown(uri)}': format must be bgr or nv12, not '{pixel_format}'")
     width, height = options["width"], options["height"]
     if pixel_format == "nv12" and (width % 2 or height % 2):
-        raise UsageError(f"'{uri}': NV12 requires an even width and height, not {width} × {height}")
-    sensor = address.removeprefix("csi://")
-    if not sensor.isdigit():
-        raise UsageError(f"'{address}' names no sensor: give csi://0 or csi://1")
+        raise UsageError(f"'{shown(uri)}': NV12 requires an even width and height, not {width} × {height}")
     # nvvidconv copies frames out of the camera's buffers: unchanged as NV12, or as BGRx, which the CPU then converts to
     # BGR.
     return (
@@ -122,7 +139,7 @@ def _synthetic_source(uri: str, texture: str, query: str) -> FrameSource:
 
     options = _numbers(uri, query, {"seed": 0, "frames": 240, "size": SIZE, "speed": 2})
     if not 32 <= options["size"] <= STRIP or options["speed"] < 1:
-        raise UsageError(f"'{uri}': size must be 32 to {STRIP} pixels, speed at least 1 pixel per frame")
+        raise UsageError(f"'{shown(uri)}': size must be 32 to {STRIP} pixels, speed at least 1 pixel per frame")
     photograph(texture)  # refuse an unknown texture now, not in the capture thread
     frames = (frame for frame, _ in moving_frames(texture, **options))
     return ArraySource(lambda: frames, name=f"synthetic:{texture}", total=options["frames"], fps=25.0)

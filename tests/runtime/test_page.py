@@ -17,6 +17,7 @@ import pytest
 
 from adedge.errors import OutputError, UsageError
 from adedge.runtime import page as page_module
+from adedge.runtime.events import Event
 from adedge.runtime.page import REJECTS, SCORES, PageSink, page_address
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
@@ -175,6 +176,51 @@ def test_cameras_are_told_apart(serve: Page) -> None:
     assert get(page, "camera/1.jpg")[0] == 200  # the reject's
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(page, "camera/2.jpg")
+
+
+def fault(kind: str, camera: int | None = None, name: str = "silent") -> Event:
+    return Event(
+        kind=kind,  # type: ignore[arg-type]
+        fault=name,  # type: ignore[arg-type]
+        at_ns=time.monotonic_ns(),
+        seconds=2.5,
+        name="right",
+        camera=camera,
+        message="right delivers no frame for 2.5 s",
+    )
+
+
+def metric(page: PageSink, start: str) -> float:
+    (line,) = [line for line in get(page, "metrics")[1].decode().splitlines() if line.startswith(start)]
+    return float(line.rpartition(" ")[2])
+
+
+def test_a_camera_that_never_delivered_counts_from_the_start(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = serve()
+    begun = time.monotonic_ns()
+    monkeypatch.setattr(page_module.time, "monotonic_ns", lambda: begun + 7_000_000_000)
+    assert state(page)["cameras"][0]["seconds_ago"] == pytest.approx(7, abs=1)
+    assert metric(page, "adedge_seconds_since_verdict") == pytest.approx(7, abs=1)
+
+
+def test_a_fault_is_shown_until_it_ends_and_stays_counted(serve: Page) -> None:
+    page = serve("left", "right")
+    silent = 'adedge_camera_fault{camera="1",source="right",fault="silent"}'
+    total = 'adedge_camera_faults_total{camera="1",source="right",fault="silent"}'
+    assert (metric(page, silent), metric(page, total)) == (0, 0)
+    page.report(fault("camera_fault", camera=1))
+    page.report(fault("camera_fault", camera=1, name="resized"))
+    left, right = state(page)["cameras"]
+    assert left["faults"] == []
+    assert next((shown["fault"], shown["message"]) for shown in right["faults"]) == (
+        "silent",
+        "right delivers no frame for 2.5 s",
+    )
+    assert (metric(page, silent), metric(page, total)) == (1, 1)
+    assert metric(page, silent.replace("silent", "frozen")) == 0
+    page.report(fault("camera_recovered", camera=1))
+    assert [shown["fault"] for shown in state(page)["cameras"][1]["faults"]] == ["resized"]
+    assert (metric(page, silent), metric(page, total)) == (0, 1)
 
 
 def test_metrics_follow_the_text_format(serve: Page) -> None:

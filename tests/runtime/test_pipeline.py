@@ -13,6 +13,7 @@ import pytest
 from adedge.errors import DataError, EngineError, OutputError, SourceError, UsageError
 from adedge.manifest import Normalisation
 from adedge.runtime.backends import FunctionBackend
+from adedge.runtime.events import Event
 from adedge.runtime.host_inspector import HostInspector
 from adedge.runtime.pipeline import Stream, run
 from adedge.runtime.sinks import ListSink
@@ -373,3 +374,144 @@ def test_picture_smaller_than_a_tile_is_named() -> None:
 def _origins(length: int) -> list[int]:
     """Every sixth pixel, and the last tile ends at the border."""
     return sorted({*range(0, length - 16, 6), length - 16})
+
+
+class LoggingSink(ListSink):
+    """Also takes the events, and says in which order all came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self.order: list[str] = []
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        super().take(verdict, frame)
+        self.order.append("verdict")
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
+        self.order.append(f"{event.kind} {event.fault}")
+
+
+def noise(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 100, (16, 16), np.uint8) for _ in range(count)]
+
+
+class LiveSource(ArraySource):
+    live = True
+
+
+class HangingSource(LiveSource):
+    """Hangs after its pictures, as in a driver that never returns, until ``released`` is set; then gives one more."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        super().__init__(images)
+        self.released = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from super().__iter__()
+        self.released.wait(timeout=30)
+        yield Frame(99, time.monotonic_ns(), noise(5)[4], "array#99")
+
+    def close(self) -> None:
+        """Does not end the wait: the driver hangs."""
+
+
+@pytest.mark.parametrize("given", [0, 3], ids=["never delivered", "hangs later"])
+def test_a_driver_that_hangs_is_noticed_and_its_return_too(given: int) -> None:
+    source, sink = HangingSource(noise(given)), LoggingSink()
+
+    def release(event: Event) -> None:
+        LoggingSink.report(sink, event)
+        source.released.set()
+
+    sink.report = release  # type: ignore[method-assign]
+    run([Stream(source, [sink])], inspector()[0], camera_timeout_s=0.3, policy="every")
+    assert [event.fault for event in sink.events] == ["silent", "silent"]
+    assert [event.kind for event in sink.events] == ["camera_fault", "camera_recovered"]
+    assert 0.3 <= sink.events[0].seconds < 2
+    assert len(sink.verdicts) == given + 1
+    assert sink.order.index("camera_fault silent") == given
+
+
+def test_a_silent_camera_among_others_is_noticed_while_they_go_on() -> None:
+    silent, sinks = HangingSource([]), [LoggingSink(), LoggingSink()]
+    stop = threading.Event()
+
+    def endless() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(1)
+        while True:
+            yield rng.integers(0, 100, (16, 16), np.uint8)
+
+    def watch(statistics: Statistics) -> None:
+        if sinks[0].events:
+            stop.set()
+            silent.released.set()
+
+    streams = [Stream(silent, [sinks[0]]), Stream(LiveSource(endless), [sinks[1]])]
+    run(streams, inspector()[0], camera_timeout_s=0.2, stop=stop, watch=watch)
+    assert next((event.camera, event.fault) for event in sinks[0].events) == (0, "silent")
+    assert sinks[1].events == []
+
+
+def test_a_silent_camera_stops_the_run_if_it_shall() -> None:
+    source, sink = HangingSource(noise(2)), LoggingSink()
+    threading.Timer(5, source.released.set).start()
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=r"array delivers no frame for 0\.\d s.*--on-camera-fault stop"):
+        run([Stream(source, [sink])], inspector()[0], camera_timeout_s=0.2, on_camera_fault="stop", policy="every")
+    assert time.monotonic() - started < 5
+    assert sink.order == ["verdict", "verdict", "camera_fault silent"]
+    assert sink.closed
+    source.released.set()
+
+
+@pytest.mark.parametrize(("policy", "anomalous"), [("warn", [False] * 4), ("reject", [False, False, True, False])])
+def test_a_covered_camera(policy: str, anomalous: list[bool]) -> None:
+    images = noise(4)
+    images[2] = np.zeros((16, 16), np.uint8)
+    sink = LoggingSink()
+    statistics = run(
+        [Stream(LiveSource(images), [sink])],
+        inspector()[0],
+        policy="every",
+        on_camera_fault=policy,  # type: ignore[arg-type]
+    )
+    assert [verdict.fault for verdict in sink.verdicts] == [None, None, "constant", None]
+    assert [verdict.anomalous for verdict in sink.verdicts] == anomalous
+    assert statistics.rejects == sum(anomalous)
+    assert [(event.kind, event.fault) for event in sink.events] == [
+        ("camera_fault", "constant"),
+        ("camera_recovered", "constant"),
+    ]
+
+
+def test_a_covered_camera_stops_the_run_before_its_frame_is_judged() -> None:
+    images = noise(4)
+    images[2] = np.zeros((16, 16), np.uint8)
+    sink = LoggingSink()
+    with pytest.raises(SourceError, match="without content.*--on-camera-fault stop"):
+        run([Stream(LiveSource(images), [sink])], inspector()[0], policy="every", on_camera_fault="stop")
+    assert [verdict.frame_id for verdict in sink.verdicts] == [0, 1]
+    assert [event.fault for event in sink.events] == ["constant"]
+
+
+def test_files_are_not_watched() -> None:
+    sink = LoggingSink()
+    images = [*pictures(*[7] * 20), *noise(1)]
+    run(
+        [Stream(ArraySource(images), [sink])],
+        inspector()[0],
+        policy="every",
+        on_camera_fault="stop",
+        camera_timeout_s=0.001,
+    )
+    assert len(sink.verdicts) == 21
+    assert sink.events == []
+
+
+def test_events_are_logged_and_sinks_without_them_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="adedge.runtime.pipeline"):
+        run([Stream(LiveSource(pictures(0)), [ListSink()])], inspector()[0], policy="every")
+    assert "array delivers a picture without content" in caplog.text

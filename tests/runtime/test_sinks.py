@@ -15,6 +15,7 @@ import pytest
 
 from adedge.errors import OutputError, UsageError
 from adedge.runtime import sinks
+from adedge.runtime.events import Event, EventSink
 from adedge.runtime.sinks import CODECS, JsonLinesSink, ListSink, MapsSink, RejectsSink, VideoSink
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
@@ -210,3 +211,26 @@ def test_list_sink_keeps_copies_of_maps() -> None:
     reused.fill(0)
     np.testing.assert_array_equal(mine, MAP)
     assert not np.shares_memory(mine, MAP)
+
+
+def test_events_are_lines_among_the_verdicts(tmp_path: Path) -> None:
+    event = Event(
+        kind="camera_fault",
+        fault="silent",
+        at_ns=time.monotonic_ns(),
+        seconds=2.0,
+        name="line",
+        message="line delivers no frame",
+    )
+    path, stream = tmp_path / "v.jsonl", io.StringIO()
+    for target in (path, stream):
+        sink = JsonLinesSink(target)
+        sink.take(verdict(frame()), frame())
+        assert isinstance(sink, EventSink)
+        sink.report(event)
+        sink.close()
+    for text in (path.read_text(), stream.getvalue()):
+        first, second = map(json.loads, text.splitlines())
+        assert "event" not in first
+        assert (second["event"], second["fault"], second["name"]) == ("camera_fault", "silent", "line")
+        assert "score" not in second

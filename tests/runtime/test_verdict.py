@@ -50,3 +50,8 @@ def test_of_several_cameras_the_record_names_its_own() -> None:
     record = record_from_verdict(verdict(camera=0, z=1.23456789))
     assert (record["camera"], record["z"]) == (0, 1.2346)
     assert "camera" not in record_from_verdict(verdict())
+
+
+def test_a_record_names_the_fault_of_its_picture() -> None:
+    assert record_from_verdict(verdict(fault="frozen"))["fault"] == "frozen"
+    assert "fault" not in record_from_verdict(verdict())

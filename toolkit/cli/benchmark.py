@@ -15,6 +15,7 @@ from adedge.cli.options import Expect, RequireSignature
 from adedge.cli.storage import check_folder, is_writable
 from adedge.console import note, output, progress, warn
 from adedge.errors import BundleError, DataError
+from adedge.processors import limit_opencv
 from adedge.specs import Target, parse_precisions
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def benchmark(
     Writes report.json, report.md and report.html. Writing into a signed bundle would remove its signature: without -o,
     its report is only printed.
     """
+    limit_opencv()
     opened = open_bundle(bundle, require_signature, expect)
     signed = opened.signature is not None
     if folder is not None:

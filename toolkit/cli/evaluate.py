@@ -81,7 +81,7 @@ def evaluate(
         tasks_from,
     )
     from adedge.methods import require_torch
-    from adedge.runtime.backends.onnxruntime import physical_cores
+    from adedge.processors import physical_cores
 
     require_torch()
     plots.require_matplotlib()

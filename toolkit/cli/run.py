@@ -23,6 +23,8 @@ from adedge.bundle import open_bundle
 from adedge.cli import app, finite
 from adedge.cli.options import Expect, RequireSignature
 from adedge.console import console, note, warn
+from adedge.errors import UsageError
+from adedge.processors import limit_opencv
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -43,9 +45,18 @@ def run(
         list[str],
         typer.Argument(
             help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
-            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine."
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine. ${NAME} "
+            "in it is an environment variable (for passwords), @PATH a file that holds the address."
         ),
     ],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The source's name in messages, verdicts, page and metrics. With several sources: once for each, in "
+            "their order. Default: the file, the camera, or scheme, host and port of an address.",
+        ),
+    ] = None,
     target: Annotated[
         Target | None, typer.Option(help="Runtime of the engine. Default: the best one that runs here.")
     ] = None,
@@ -81,7 +92,10 @@ def run(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many frames, counted over all sources.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads for ONNX Runtime. Default: all cores.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads for ONNX Runtime. Default: the physical cores, or a container's quota."),
+    ] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write verdicts (JSON lines) to this file, not stdout.")] = None,
     video: Annotated[
         Path | None, typer.Option(help="Annotated video: .webm (for browsers), .mp4, .avi or .mkv.")
@@ -96,10 +110,32 @@ def run(
             "0.0.0.0:8080 for the whole network.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on an unreadable picture, do not skip it.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail on an unreadable picture or a damaged video, do not skip what cannot be read.",
+        ),
+    ] = False,
     reconnect: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Seconds to wait for a lost camera to return.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds to wait for a camera that is not there yet, or is lost."),
     ] = 0.0,
+    camera_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="Report a camera that delivers no frame for this many seconds; 0: never, for a triggered camera.",
+        ),
+    ] = 2.0,
+    on_camera_fault: Annotated[
+        Literal["warn", "reject", "stop"],
+        typer.Option(
+            help="A camera that is silent, frozen, covered or changes its frame size: warn: report it; reject: also "
+            "judge its frames anomalous; stop: end the run with an error."
+        ),
+    ] = "warn",
     host_scoring: Annotated[
         bool,
         typer.Option("--host-scoring", help="Preprocess and score on the CPU even if the engine runs on a GPU."),
@@ -118,13 +154,17 @@ def run(
     For cameras this is the normal end (exit code 0); an unfinished video or folder exits with 130 (143).
     """
     _quiet_opencv()
+    limit_opencv()
     from adedge.runtime.capture import default_policy
     from adedge.runtime.inspection import open_inspector
     from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
+    from adedge.runtime.sources.address import shown
     from adedge.runtime.statistics import Statistics
 
+    if shown(str(bundle)) != str(bundle) and not os.path.lexists(bundle):
+        raise UsageError("BUNDLE looks like a source's address (not shown): give the bundle first, then the sources")
     address = None if page is None else page_address(page)
     _show_logging()
     opened = open_bundle(bundle, require_signature, expect)
@@ -143,7 +183,7 @@ def run(
     statistics = Statistics()
     with ExitStack() as cleanup:
         cleanup.callback(inspector.close)
-        frames = _open_sources(source, strict=strict, reconnect_s=reconnect)
+        frames = _open_sources(source, name or [], strict=strict, reconnect_s=reconnect)
         for one in frames:
             cleanup.callback(one.close)
         policies = [policy or default_policy(one) for one in frames]
@@ -172,6 +212,8 @@ def run(
                     stop=stop.event,
                     statistics=statistics,
                     watch=watch,
+                    camera_timeout_s=camera_timeout,
+                    on_camera_fault=on_camera_fault,
                 )
         except BrokenPipeError:
             # The reader of the verdicts closed the pipe (| head): a normal end. Without this redirection Python would
@@ -185,14 +227,23 @@ def run(
         raise typer.Exit(REJECTS_FOUND)
 
 
-def _open_sources(sources: Sequence[str], *, strict: bool, reconnect_s: float) -> list[FrameSource]:
+def _open_sources(
+    sources: Sequence[str], names: Sequence[str], *, strict: bool, reconnect_s: float
+) -> list[FrameSource]:
     """Open every source; if one fails, close those already open."""
     from adedge.runtime.sources import open_source
+    from adedge.runtime.sources.address import distinct_names, resolve
 
+    printable = all(name.strip() and name.isprintable() for name in names)
+    if names and (len(names) != len(sources) or len(set(names)) < len(names) or not printable):
+        raise UsageError(
+            f"{len(names)} --name for {len(sources)} source(s): give each source one, all different and printable"
+        )
+    addresses = [resolve(source, warn) for source in sources]
     opened: list[FrameSource] = []
     try:
-        for source in sources:
-            opened.append(open_source(source, strict=strict, reconnect_s=reconnect_s, notify=warn))
+        for address, name in zip(addresses, names or distinct_names(addresses), strict=True):
+            opened.append(open_source(address, name=name, strict=strict, reconnect_s=reconnect_s, notify=warn))
     except BaseException:
         for one in opened:
             one.close()

@@ -21,6 +21,7 @@ from adedge.data.labelled_sets import CLASSES, SETS, default_root, read_set
 from adedge.data.layouts import Found, found_in
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
+from adedge.processors import available_processors
 
 __all__ = ["Dataset", "Sample", "load_dataset"]
 
@@ -79,7 +80,7 @@ def load_dataset(
 def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:
     """Leave out unreadable samples, and hold out calibration pictures if the layout has none."""
     everything = [*samples.good, *(samples.calibration or ()), *samples.test]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         results = dict(zip(everything, pool.map(_inspect, everything), strict=True))
     problems = {sample: result for sample, result in results.items() if isinstance(result, DataError)}
     for error in problems.values():

@@ -35,6 +35,7 @@ from adedge.manifest import Manifest, Provenance
 from adedge.methods import Method, Stage, TrainingPlan, input_from_frames, predict
 from adedge.methods.checkpoint import Checkpoint, LossRecord, Position
 from adedge.methods.training_pictures import Pictures, pictures_of
+from adedge.processors import available_processors
 from adedge.progress import Progress
 from adedge.specs import Record
 
@@ -352,11 +353,10 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Set torch's number of threads to ``count`` inside the block; None does not change it."""
+    """Set torch's number of threads to ``count`` inside the block; None: its choice, or the processors if fewer."""
     before = torch.get_num_threads()
     try:
-        if count is not None:
-            torch.set_num_threads(count)
+        torch.set_num_threads(count or min(before, available_processors()))
         yield
     finally:
         torch.set_num_threads(before)

@@ -13,7 +13,7 @@ import pytest
 from adedge.errors import EngineError, MissingDependency
 from adedge.export.builders import BuildOptions, Source, builder_of
 from adedge.export.builders.onnxruntime import build
-from adedge.runtime.backends.onnxruntime import physical_cores
+from adedge.processors import physical_cores
 from adedge.specs import PRECISIONS, Precision
 
 

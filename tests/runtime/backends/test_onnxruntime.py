@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from adedge.errors import EngineError, MissingDependency
-from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version, physical_cores
+from adedge.processors import physical_cores
+from adedge.runtime.backends.onnxruntime import OnnxRuntimeBackend, library_version
 
 
 def graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from adedge.errors import DataError, SourceError
-from adedge.runtime.sources import FolderSource, VideoSource, open_source
+from adedge.runtime.sources import FolderSource, Frame, VideoSource, open_source
+
+WriteVideo = Callable[..., Path]
+Trim = Callable[..., None]
 
 
 def picture(level: int, shape: tuple[int, ...] = (24, 32, 3)) -> np.ndarray:
@@ -133,3 +137,125 @@ def test_closed_video_ends_without_a_warning(video: Path) -> None:
     source.close()
     assert list(frames) == []
     assert notices == []
+
+
+def damage(path: Path, *, start: float, stop: float) -> None:
+    """Overwrite a part of the file, from one fraction of its length to another, as a bad disk does."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * start), int(len(data) * stop)
+    data[first:last] = bytes(last - first)
+    path.write_bytes(data)
+
+
+def shifts(frames: list[Frame]) -> list[int]:
+    """By how many pixels each frame is shifted against the first."""
+    first = frames[0].image.mean(2)
+    return [
+        int(np.argmin([np.abs(np.roll(first, 3 * n, 1) - frame.image.mean(2)).mean() for n in range(30)]))
+        for frame in frames
+    ]
+
+
+def test_frames_after_a_damaged_packet_are_given_under_their_own_numbers(
+    tmp_path: Path, write_video: WriteVideo
+) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    damage(path, start=0.5, stop=0.6)
+    notices: list[str] = []
+    source = open_source(str(path), notify=notices.append)
+    frames = list(source)
+    numbers = [frame.index for frame in frames]
+    assert (numbers[0], numbers[-1]) == (0, 29), "the last frame lies behind the damage"
+    assert 1 <= source.skipped <= 10
+    assert len(frames) + source.skipped == 30
+    before = next(n for n, number in enumerate(numbers) if number != n)
+    shown = dict(zip(numbers, shifts(frames), strict=True))
+    # The decoder may patch up the frame at the edge of the damage; from the next key frame (24) on it needs nothing.
+    for number in (*range(before - 1), *range(24, 30)):
+        assert shown[number] == number
+    (notice,) = notices
+    assert f"{source.skipped} frame(s) from {before} on cannot be decoded" in notice
+
+
+def test_damage_that_hides_how_many_frames_it_took_is_counted_all_the_same(
+    tmp_path: Path, write_video: WriteVideo
+) -> None:
+    path = write_video(tmp_path / "a.avi")
+    damage(path, start=0.5, stop=0.6)
+    notices: list[str] = []
+    source = open_source(str(path), notify=notices.append)
+    frames = list(source)
+    assert 0 < source.skipped == 30 - len(frames) <= 10
+    assert f"{source.skipped} of 30 frames cannot be decoded" in notices[-1]
+
+
+def test_the_last_packets_are_damaged(tmp_path: Path, write_video: WriteVideo) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    data = path.read_bytes()
+    end = data.index(b"moov") / len(data)
+    damage(path, start=end - 0.1, stop=end - 0.01)
+    source = open_source(str(path))
+    assert 0 < 30 - len(list(source)) == source.skipped
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_strict_refuses_a_damaged_packet(tmp_path: Path, write_video: WriteVideo, suffix: str) -> None:
+    path = write_video(tmp_path / f"a{suffix}")
+    damage(path, start=0.5, stop=0.6)
+    with pytest.raises(DataError, match=r"cannot be decoded.*leave out --strict"):
+        list(open_source(str(path), strict=True))
+
+
+def test_strict_refuses_a_cut_off_video(video: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    with pytest.raises(DataError, match="it is cut off"):
+        list(open_source(str(cut), strict=True))
+
+
+def test_a_trimmed_video_is_not_called_damaged(tmp_path: Path, write_video: WriteVideo, trim: Trim) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    trim(path, first=0, frames=20)
+    notices: list[str] = []
+    source = open_source(str(path), strict=True, notify=notices.append)
+    assert len(list(source)) < 30
+    assert (source.skipped, notices) == (0, [])
+
+
+def test_an_estimated_count_is_not_called_damage(tmp_path: Path, write_video: WriteVideo) -> None:
+    path = write_video(tmp_path / "a.webm")
+    notices: list[str] = []
+    source = open_source(str(path), strict=True, notify=notices.append)
+    source.total = 45  # as of a video with a varying frame rate
+    assert len(list(source)) == 30
+    assert source.skipped == 0
+    (notice,) = notices
+    assert "30 frames, and its length suggests about 45: its frame rate varies" in notice
+    assert "damaged" not in notice
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv"])
+def test_no_frame_is_lost_in_silence(tmp_path: Path, write_video: WriteVideo, suffix: str) -> None:
+    """Damage anywhere: each frame is given, counted as skipped, or at least said to be missing."""
+    path = write_video(tmp_path / f"a{suffix}")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for attempt in range(25):
+        data = bytearray(whole)
+        length = int(rng.integers(1, len(data) // 4))
+        start = int(rng.integers(0, len(data) - length))
+        data[start : start + length] = (
+            bytes(length) if attempt % 2 else rng.integers(0, 256, length, np.uint8).tobytes()
+        )
+        path.write_bytes(data)
+        notices: list[str] = []
+        try:
+            source = open_source(str(path), notify=notices.append)
+            numbers = [frame.index for frame in source]
+        except SourceError:
+            continue  # of a video that cannot be opened at all
+        assert numbers == sorted(set(numbers))
+        # Where the number of frames is an estimate, one may be a matter of rounding.
+        assert notices or len(numbers) >= (30 if suffix in (".mp4", ".avi") else 29)
+        if suffix in (".mp4", ".avi"):
+            assert len(numbers) + source.skipped == 30

@@ -11,6 +11,8 @@ import pytest
 
 from adedge.errors import DataError, SourceError
 from adedge.runtime.sources import LiveSource, open_source
+from adedge.runtime.sources import live as live_module
+from adedge.runtime.sources.live import LOST_AFTER
 
 
 def picture(level: int, shape: tuple[int, ...] = (24, 32, 3)) -> np.ndarray:
@@ -102,6 +104,77 @@ def test_closing_ends_the_wait_for_a_camera() -> None:
     thread.join()
 
 
+class Damaged(Camera):
+    """Cannot decode the frames whose places in ``damaged`` are True, in ``grab`` as FFmpeg or else as V4L2."""
+
+    def __init__(self, damaged: list[bool], *, in_grab: bool) -> None:
+        super().__init__(len(damaged))
+        self._damaged, self._in_grab, self._place = damaged, in_grab, -1
+
+    def grab(self) -> bool:
+        self._place += 1
+        return super().grab() and not (self._in_grab and self._damaged[self._place])
+
+    def retrieve(self) -> tuple[bool, np.ndarray]:
+        return (False, None) if self._damaged[self._place] else super().retrieve()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("in_grab", [True, False], ids=["grab", "retrieve"])
+def test_frames_that_cannot_be_decoded_are_skipped_and_counted(in_grab: bool) -> None:
+    source = live(Damaged([False, True, False, *[True] * (LOST_AFTER - 1), False], in_grab=in_grab))
+    source.open()
+    frames = iter(source)
+    assert [next(frames).index for _ in range(3)] == [0, 2, 12]
+    assert source.skipped == 1 + (LOST_AFTER - 1)
+    with pytest.raises(SourceError, match="stopped delivering frames after 3"):
+        next(frames)
+    assert source.skipped == LOST_AFTER, "what follows the last frame was no frame"
+
+
+def test_a_camera_that_delivers_nothing_but_damaged_frames_is_lost() -> None:
+    source = live(Damaged([False, *[True] * 100], in_grab=False))
+    source.open()
+    with pytest.raises(SourceError, match="stopped delivering frames after 1"):
+        list(source)
+
+
+def test_a_read_that_timed_out_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    grabs: list[float] = []
+
+    class Gone(Camera):
+        def grab(self) -> bool:
+            grabs.append(clock[0])
+            clock[0] += 5.0
+            return False
+
+    source = live(Gone(0))
+    source.open()
+    with pytest.raises(SourceError, match="after 0"):
+        list(source)
+    assert len(grabs) == 1
+
+
+def test_a_camera_that_is_not_there_yet_is_waited_for() -> None:
+    notices: list[str] = []
+    source = live(None, None, Camera(2), reconnect_s=5, notices=notices)
+    source.open()
+    assert (notices, source.fps) == (["not there (waiting for it for up to 5 s)"], None)
+    frames = iter(source)
+    assert [next(frames).index for _ in range(2)] == [0, 1]
+    assert notices[1:] == ["camera delivers frames"]
+    assert source.fps == 15.0
+    source.close()
+
+
+def test_the_wait_for_a_camera_that_never_comes_is_bounded() -> None:
+    source = live(reconnect_s=0.3)
+    source.open()
+    with pytest.raises(SourceError, match=r"not there \(waited for it for 0.3 s\)"):
+        list(source)
+
+
 def test_camera_that_is_not_there() -> None:
     with pytest.raises(SourceError, match="there is no camera /dev/video97"):
         open_source("97")
@@ -120,7 +193,22 @@ def test_password_of_a_stream_is_not_shown() -> None:
     with pytest.raises(SourceError) as caught:
         open_source("rtsp://admin:secret@127.0.0.1:9/line")
     assert "secret" not in str(caught.value)
-    assert "rtsp://127.0.0.1:9/line" in str(caught.value)
+    assert str(caught.value).startswith("rtsp://127.0.0.1:9 delivers no video")
+
+
+def test_ffmpeg_gets_the_whole_address_with_its_scheme_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def capture(url: str, backend: int, options: list[int]) -> SimpleNamespace:
+        opened.append(url)
+        return SimpleNamespace(isOpened=lambda: True, get=lambda identifier: 0.0, release=lambda: None)
+
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    source = open_source("RTSP://admin:Secret@10.0.0.5:554/Stream?x=Y")
+    source.close()
+    assert (opened, source.name) == (["rtsp://admin:Secret@10.0.0.5:554/Stream?x=Y"], "RTSP://10.0.0.5:554")
+    source = open_source("rtsp://10.0.0.5/1", name="left")
+    assert source.name == "left"
 
 
 def gstreamer(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> list[str]:

@@ -21,7 +21,7 @@ from adedge.runtime.sources import open_source
         ("csi://0?format=i420", UsageError, "format must be bgr or nv12, not 'i420'"),
         ("csi://0?format=nv12&width=1281", UsageError, "an even width and height, not 1281 × 720"),
         ("csi://0?depth=8", UsageError, "unknown option 'depth': it takes width, height, fps, format"),
-        ("ftp://host/film", UsageError, "unknown kind of source 'ftp://host/film'"),
+        ("ftp://host/film", UsageError, "unknown kind of source 'ftp://host'"),
     ],
 )
 def test_wrong_uri(uri: str, error: type[Exception], message: str) -> None:

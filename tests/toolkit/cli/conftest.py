@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import subprocess
@@ -15,7 +16,8 @@ from typer.testing import CliRunner, Result
 from adedge.bundle import create
 from adedge.cli import COMMANDS, app
 from adedge.manifest import Manifest, Provenance, Threshold
-from adedge.specs import Dssim, InputSpec, ScoreSpec, Uniform
+from adedge.runtime.engines import EngineRecord, Tensor
+from adedge.specs import Dssim, InputSpec, ReadyMap, ScoreSpec, Uniform
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +69,58 @@ def bundle(tmp_path: Path) -> Path:
     with create(tmp_path / "part.adedge", manifest) as draft:
         draft.write("weights.safetensors", b"weights")
     return tmp_path / "part.adedge"
+
+
+@pytest.fixture(scope="session")
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector whose map is the frame itself, with an engine and thresholds for fp32 only."""
+    pytest.importorskip("onnxruntime", reason="runs an engine with ONNX Runtime")
+    pytest.importorskip("onnx", reason="makes the engine's graph with onnx")
+    path = tmp_path_factory.mktemp("bundle") / "grey.adedge"
+    graph = _identity_graph()
+    record = EngineRecord(
+        target="onnxruntime",
+        precision="fp32",
+        plan="engines/onnxruntime-fp32/engine.onnx",
+        plan_sha256=hashlib.sha256(graph).hexdigest(),
+        graph="model.fp32.onnx",
+        graph_sha256=hashlib.sha256(graph).hexdigest(),
+        batch=(1, 4, 4),
+        input=Tensor(name="frame", shape=(1, 16, 16)),
+        outputs=(Tensor(name="map", shape=(1, 16, 16)),),
+        library_version="1",
+        path="as exported",
+        build_seconds=0.0,
+        built="2026-01-01T00:00:00Z",
+        status="not tested",
+    )
+    with create(path, _grey_manifest()) as draft:
+        draft.write("model.fp32.onnx", graph)
+        draft.write(record.plan, graph)
+        draft.write("engines/onnxruntime-fp32/engine.json", record.model_dump_json())
+    return path
+
+
+def _identity_graph() -> bytes:
+    import onnx
+
+    shape = ["n", 1, 16, 16]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("frame", "map")]
+    node = onnx.helper.make_node("Identity", ["frame"], ["map"])
+    graph = onnx.helper.make_graph([node], "identity", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _grey_manifest() -> Manifest:
+    return Manifest(
+        method="oesdn",
+        variant="ae",
+        network={},
+        input=InputSpec(height=16, width=16, channels=1, color="gray"),
+        score=ScoreSpec(comparison=ReadyMap()),
+        thresholds={"onnxruntime/fp32": Threshold(value=0.5, false_alarm_rate=0.1, pictures=10, data_digest="0" * 64)},
+        provenance=Provenance(
+            created="2026-01-01", data="made", data_digest="0" * 64, seed=0, budget="none", device="cpu", versions={}
+        ),
+    )

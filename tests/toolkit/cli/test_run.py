@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -16,66 +15,18 @@ import cv2
 import numpy as np
 import pytest
 
-from adedge.bundle import Bundle, create
-from adedge.manifest import Manifest, Provenance, Threshold
-from adedge.runtime.engines import EngineRecord, Tensor
-from adedge.specs import InputSpec, ReadyMap, ScoreSpec
+from adedge.bundle import Bundle
 
 pytest.importorskip("onnxruntime", reason="runs an engine with ONNX Runtime")
-onnx = pytest.importorskip("onnx", reason="makes the engine's graph with onnx")
+pytest.importorskip("onnx", reason="makes the engine's graph with onnx")
 
 LEVELS = [0, 51, 204, 255, 102]  # of the pictures; the map is the picture, so the score is its level / 255
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(grey_bundle: Path) -> Path:
     """A detector whose map is the frame itself, with an engine and thresholds for fp32 only."""
-    path = tmp_path_factory.mktemp("bundle") / "grey.adedge"
-    graph = _identity_graph()
-    record = EngineRecord(
-        target="onnxruntime",
-        precision="fp32",
-        plan="engines/onnxruntime-fp32/engine.onnx",
-        plan_sha256=hashlib.sha256(graph).hexdigest(),
-        graph="model.fp32.onnx",
-        graph_sha256=hashlib.sha256(graph).hexdigest(),
-        batch=(1, 4, 4),
-        input=Tensor(name="frame", shape=(1, 16, 16)),
-        outputs=(Tensor(name="map", shape=(1, 16, 16)),),
-        library_version="1",
-        path="as exported",
-        build_seconds=0.0,
-        built="2026-01-01T00:00:00Z",
-        status="not tested",
-    )
-    with create(path, _manifest()) as draft:
-        draft.write("model.fp32.onnx", graph)
-        draft.write(record.plan, graph)
-        draft.write("engines/onnxruntime-fp32/engine.json", record.model_dump_json())
-    return path
-
-
-def _identity_graph() -> bytes:
-    shape = ["n", 1, 16, 16]
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("frame", "map")]
-    node = onnx.helper.make_node("Identity", ["frame"], ["map"])
-    graph = onnx.helper.make_graph([node], "identity", values[:1], values[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
-
-
-def _manifest() -> Manifest:
-    return Manifest(
-        method="oesdn",
-        variant="ae",
-        network={},
-        input=InputSpec(height=16, width=16, channels=1, color="gray"),
-        score=ScoreSpec(comparison=ReadyMap()),
-        thresholds={"onnxruntime/fp32": Threshold(value=0.5, false_alarm_rate=0.1, pictures=10, data_digest="0" * 64)},
-        provenance=Provenance(
-            created="2026-01-01", data="made", data_digest="0" * 64, seed=0, budget="none", device="cpu", versions={}
-        ),
-    )
+    return grey_bundle
 
 
 @pytest.fixture(scope="module")
