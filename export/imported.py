@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import platform
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -52,6 +53,8 @@ Color = Literal["rgb", "bgr", "gray"]
 TEST_BATCH = 3  # frames per run, to test whether a graph supports a dynamic batch
 # How far results may change, relative to the largest value, when a graph is simplified or runs several frames at once.
 TOLERANCE = 1e-3
+TIMEOUT_S = 60.0  # that one run of an imported graph may take
+_FATAL = 4  # ONNX Runtime's log level: errors come as exceptions, so that it need not print them as well
 _PREFIX = "model/"  # of the imported graph's own names
 
 # Operators that no ONNX parser of TensorRT 8.5 to 10 supports, from docs/operators.md of onnx-tensorrt; not exhaustive.
@@ -133,18 +136,20 @@ def import_model(
     output: Path,
     trained_on: Dataset | None = None,
     overwrite: bool = False,
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Write the bundle ``output`` from the ONNX file ``path``; returns it with notes for the user.
 
     ``golden`` provides the frames of the self-test (see `adedge.golden`). ``trained_on`` are the model's training
     pictures, on which no threshold may be fitted; None means that `adedge calibrate` will get none of them.
+    ``timeout_s`` bounds each run of the graph on one frame.
 
     Raises `UsageError` if ``description`` is incomplete or contradicts the graph, `EngineError` if the graph cannot be
     used, `GateError` if its results are not finite or change during conversion, `DataError`, `BundleError`,
     `MissingDependency`.
     """
     check_creatable(output, overwrite=overwrite)
-    detector = detector_from_onnx(path, description, golden)
+    detector = detector_from_onnx(path, description, golden, timeout_s=timeout_s)
     outputs = {"map": description.map, "score": description.score}
     manifest = Manifest(
         method=IMPORTED,
@@ -171,7 +176,9 @@ def import_model(
     return draft.bundle, detector.notes
 
 
-def detector_from_onnx(path: Path, description: Description, golden: Dataset) -> Detector:
+def detector_from_onnx(
+    path: Path, description: Description, golden: Dataset, *, timeout_s: float = TIMEOUT_S
+) -> Detector:
     """Convert a graph to adedge's form and check that its results for the golden frames do not change.
 
     Raises `UsageError`, `EngineError` and `GateError` as `import_model` does.
@@ -183,20 +190,31 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
     notes = _incompatibilities_with_tensorrt(model)
     frames = choose_frames(golden, spec)
     x = network_input(frames.frames, spec)
-    # One frame at a time, which every graph supports.
-    runs = _run(path, _select_outputs(model, outputs, spec, batch=1).SerializeToString(), x, batch=1)
-    raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
-    expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
+    try:
+        # One frame at a time, which every graph supports unless its batch is fixed.
+        single = _select_outputs(model, outputs, spec, batch=1).SerializeToString()
+        runs = _run(path, single, x, batch=1, timeout_s=timeout_s)
+        raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
+        expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
+    except EngineError as error:
+        batch = _fixed_batch(model, outputs.values())
+        if batch is None or isinstance(error.__cause__, TimeoutError):
+            raise
+        raise EngineError(
+            f"{path} takes exactly {batch} frames at once: export it for one frame, or for any number, in PyTorch with "
+            "dynamic_shapes or dynamic_axes of torch.onnx.export"
+        ) from error
     shapes = {kind: values.shape[1:] for kind, values in raw.items()}
     graph = _detector_graph(model, outputs, shapes, spec, batch=1)
-    change = _relative_change(expected, _results(path, graph, x, batch=1))
+    change = _relative_change(expected, _results(path, graph, x, batch=1, timeout_s=timeout_s))
     if change > TOLERANCE:
         raise GateError(
             f"simplifying {path} changes its results by {change:.1%}, more than {TOLERANCE:.1%}: nothing was written"
         )
     try:
         dynamic = _detector_graph(model, outputs, shapes, spec, batch="batch")
-        change = _relative_change(expected, _results(path, dynamic, x, batch=min(TEST_BATCH, len(x))))
+        results = _results(path, dynamic, x, batch=min(TEST_BATCH, len(x)), timeout_s=TEST_BATCH * timeout_s)
+        change = _relative_change(expected, results)
         problem = f"its results then differ by {change:.1%}" if change > TOLERANCE else None
     except EngineError as error:
         problem = str(error)
@@ -204,7 +222,7 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
         graph = dynamic
     else:
         notes.append(f"this graph takes only one frame at a time: {problem}")
-    results = _results(path, graph, x, batch=1)
+    results = _results(path, graph, x, batch=1, timeout_s=timeout_s)
     maps, scores = maps_and_scores(score, [results[kind] for kind in ("map", "score") if kind in results])
     return Detector(graph=graph, input=spec, score=score, golden=frames, maps=maps, scores=scores, notes=tuple(notes))
 
@@ -224,6 +242,11 @@ def _input_spec(path: Path, model: ModelProto, description: Description) -> Inpu
         raise EngineError(f"{path}: its input {text} is {_type_text(value)}: export it with a float32 input")
     if len(sizes) != 4:
         raise EngineError(f"{path}: its input {text} is not a batch of pictures: export it as (N, C, H, W)")
+    if sizes[3] in (1, 3) and sizes[1] not in (1, 3):
+        raise EngineError(
+            f"{path}: its input {text} has the channels last: export it as (N, C, H, W), from TensorFlow with "
+            f"tf2onnx's --inputs-as-nchw {value.name}, from PyTorch with permute(0, 2, 3, 1) at the start of forward()"
+        )
     channels = sizes[1] or (1 if description.color == "gray" else 3)
     if channels not in (1, 3):
         raise EngineError(f"{path}: its input {text} has {channels} channels, not 1 or 3: export it as (N, C, H, W)")
@@ -248,6 +271,13 @@ def _input_spec(path: Path, model: ModelProto, description: Description) -> Inpu
         )
     except ValidationError as error:
         raise UsageError(f"{path}: {_first_problem(error)}") from error
+
+
+def _fixed_batch(model: ModelProto, outputs: Iterable[str]) -> int | None:
+    """The number of frames, more than one, that the input or an output of ``outputs`` is declared for; None if none."""
+    values = [*model.graph.input, *(value for value in model.graph.output if value.name in set(outputs))]
+    sizes = [dims[0].dim_value for value in values if len(dims := _dims(value)) > 1]
+    return next((size for size in sizes if size > 1), None)
 
 
 def _outputs(path: Path, model: ModelProto, description: Description) -> dict[str, str]:
@@ -338,9 +368,11 @@ def _convert_output(path: Path, kind: str, name: str, values: NDArray[Any], spec
     return maps[:, None]
 
 
-def _results(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int) -> dict[str, NDArray[np.float32]]:
+def _results(
+    path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float
+) -> dict[str, NDArray[np.float32]]:
     """The "map" (n, 1, H, W) and, if present, "score" (n,) that a graph in adedge's form outputs."""
-    runs = _run(path, graph, x, batch=batch)
+    runs = _run(path, graph, x, batch=batch, timeout_s=timeout_s)
     return {
         kind: np.concatenate(values) for kind, values in zip(("map", "score"), zip(*runs, strict=True), strict=False)
     }
@@ -433,7 +465,7 @@ def _simplify(model: ModelProto) -> ModelProto:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
@@ -449,18 +481,50 @@ def _simplify(model: ModelProto) -> ModelProto:
     return simplified
 
 
-def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int) -> list[list[NDArray[Any]]]:
-    """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped."""
+def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float) -> list[list[NDArray[Any]]]:
+    """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped.
+
+    Raises `EngineError` if ONNX Runtime cannot run the graph, or if one run takes longer than ``timeout_s``.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
     try:
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         starts = range(0, len(x) - batch + 1, batch)
-        return [session.run(None, {name: x[start : start + batch]}) for start in starts]
+        return [_run_once(session, {name: x[start : start + batch]}, timeout_s) for start in starts]
+    except TimeoutError as error:
+        frames = "one frame" if batch == 1 else f"{batch} frames"
+        raise EngineError(
+            f"{path} takes longer than {timeout_s:g} s for {frames}: if it is that slow, raise --timeout; if a loop in "
+            "it never ends, export it again"
+        ) from error
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from error
+
+
+def _run_once(session: Any, inputs: Mapping[str, NDArray[np.float32]], timeout_s: float) -> list[NDArray[Any]]:
+    """The outputs of one run. Raises `TimeoutError` if ``timeout_s`` pass, else ONNX Runtime's exceptions."""
+    options = _onnxruntime().RunOptions()
+    options.log_severity_level = _FATAL
+    expired = threading.Event()
+
+    def terminate() -> None:
+        expired.set()
+        options.terminate = True  # ends the run before its next node, also inside a loop
+
+    timer = threading.Timer(timeout_s, terminate)
+    timer.start()
+    try:
+        outputs: list[NDArray[Any]] = session.run(None, inputs, options)
+    except Exception as error:
+        if expired.is_set():
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
+    return outputs
 
 
 def _incompatibilities_with_tensorrt(model: ModelProto) -> list[str]:

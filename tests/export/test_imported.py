@@ -6,6 +6,8 @@ import io
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,48 @@ def test_a_graph_that_takes_one_frame_only_says_so_and_goes_the_whole_way(
     engine.close()
 
 
+@pytest.mark.parametrize("declared", ["input", "output"])
+def test_a_graph_for_four_frames_at_once_says_how_to_export_it(tmp_path: Path, dataset: Dataset, declared: str) -> None:
+    nodes = [*mean_map(), helper.make_node("Reshape", ["m", "shape"], ["out"])]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, [4, 1, SIZE, SIZE])],
+        input_shape=(4 if declared == "input" else "n", 3, SIZE, SIZE),
+        constants={"shape": np.array([4, 1, SIZE, SIZE])},
+    )
+    with pytest.raises(EngineError, match="m.onnx takes exactly 4 frames at once: export it for one frame, or"):
+        detector_from_onnx(path, Description(), dataset)
+
+
+def test_a_batch_that_is_declared_but_not_needed_is_no_obstacle(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP], input_shape=(4, 3, SIZE, SIZE))
+    assert detector_from_onnx(path, Description(), dataset).notes == ()
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["10^12 iterations", "endless"])
+def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, counted: bool) -> None:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["go_on"]), helper.make_node("Neg", ["before"], ["after"])],
+        "body",
+        [info("number", TensorProto.INT64, []), info("going", TensorProto.BOOL, []), info("before", 1, None)],
+        [info("go_on", TensorProto.BOOL, []), info("after", TensorProto.FLOAT, None)],
+    )
+    path = save(
+        tmp_path / "m.onnx",
+        [*mean_map(), helper.make_node("Loop", ["count" if counted else "", "true", "m"], ["out"], body=body)],
+        [("out", TensorProto.FLOAT, MAP[2])],
+        constants={"count": np.array(10**12), "true": np.array(True)},
+    )
+    threads = threading.active_count()
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"m.onnx takes longer than 0.5 s for one frame: .* raise --timeout"):
+        detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
+    assert time.monotonic() - started < 20
+    assert threading.active_count() == threads
+
+
 def network(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """A detector with batch normalisation, a residual and two outputs that are called as ours are; and its weights."""
     rng = np.random.default_rng(1)
@@ -348,11 +392,13 @@ def test_old_opsets_are_converted(tmp_path: Path, dataset: Dataset) -> None:
         (
             {"input_shape": ("n", SIZE, SIZE, 3)},
             EngineError,
-            "has 16 channels, not 1 or 3: export it as",
+            r"its input x \(n × 16 × 16 × 3\) has the channels last: export it as \(N, C, H, W\), .*--inputs-as-nchw x",
         ),
+        ({"input_shape": ("n", "h", "w", 1)}, EngineError, "has the channels last"),
+        ({"input_shape": ("n", 16, SIZE, SIZE)}, EngineError, "has 16 channels, not 1 or 3: export it as"),
         ({"input_shape": ("n", 3, 4, 4)}, UsageError, "greater than or equal to 8"),
     ],
-    ids=["two inputs", "half", "channels last", "tiny"],
+    ids=["two inputs", "half", "channels last", "grey, channels last", "many channels", "tiny"],
 )
 def test_inputs_that_are_no_pictures_are_refused(
     tmp_path: Path, dataset: Dataset, arguments: dict[str, Any], error: type[AdedgeError], sentence: str
