@@ -52,6 +52,8 @@ def load(path: Path) -> ModelProto:
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise EngineError(f"{path} cannot be read as ONNX ({reason}): export it again, weights included") from exc
+    if not _is_text_valid(model):
+        raise EngineError(f"{path} cannot be read as ONNX (a name in it is not UTF-8): export it again")
     external = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
     if external:
         _merge(path, len(data), external)
@@ -67,6 +69,21 @@ def _other_content(data: bytes) -> str | None:
     if re.match(rb"\s*<(!doctype|html|\?xml)", data[:1000], re.IGNORECASE):
         return "is a web page, not a model: the download needed another address or a login; download it again"
     return None
+
+
+def _is_text_valid(message: Any) -> bool:
+    """Whether all text in a message, which protobuf does not check while it parses ONNX, is UTF-8."""
+    try:
+        for field, value in message.ListFields():
+            parts = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+            if field.message_type is not None:
+                if not all(map(_is_text_valid, parts)):
+                    return False
+            elif field.type == field.TYPE_STRING and not all(isinstance(part, str) for part in parts):
+                return False
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _tensors(message: Any) -> Iterator[TensorProto]:

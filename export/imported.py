@@ -286,6 +286,8 @@ def _outputs(path: Path, model: ModelProto, description: Description) -> dict[st
     Raises `UsageError` if the selection is ambiguous or names no output.
     """
     values = {value.name: value for value in model.graph.output}
+    if not values:
+        raise EngineError(f"{path} has no outputs: export it with the anomaly map, the picture's score, or both")
     listed = ", ".join(_shape_text(value) for value in values.values())
     options = {"map": description.map, "score": description.score}
     outputs = {kind: name for kind, name in options.items() if name is not None}
@@ -560,7 +562,9 @@ def _dims(value: ValueInfoProto) -> list[Any]:
 
 
 def _type_text(value: ValueInfoProto) -> str:
-    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
+    kind = value.type.tensor_type.elem_type
+    known = kind in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(kind)).lower() if known else f"of the unknown type {kind}"
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -139,7 +139,7 @@ class Opening(Record):
     """Greyscale morphological opening with an ellipse of ``size`` x ``size`` (size 3: a cross)."""
 
     kind: Literal["opening"] = "opening"
-    size: int = Field(default=3, ge=3, le=MAX_SIDE)
+    size: int = Field(default=3, ge=3, le=1023)  # the work for each pixel grows with its square
 
 
 Comparison = Annotated[Dssim | ReadyMap, Field(discriminator="kind")]

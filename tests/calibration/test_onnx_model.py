@@ -162,6 +162,14 @@ def test_what_stands_in_for_a_model_is_named(tmp_path: Path, content: bytes, sen
         load(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("name", [b"map", b"conv", b"frame", b"small"])
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, name: bytes) -> None:
+    damaged = model().SerializeToString().replace(name, b"\xed" + name[1:])
+    (tmp_path / "m.onnx").write_bytes(damaged)
+    with pytest.raises(EngineError, match="a name in it is not UTF-8"):
+        load(tmp_path / "m.onnx")
+
+
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(EngineError, match=r"m.onnx is not a regular file"):

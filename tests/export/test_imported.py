@@ -394,11 +394,12 @@ def test_old_opsets_are_converted(tmp_path: Path, dataset: Dataset) -> None:
             EngineError,
             r"its input x \(n × 16 × 16 × 3\) has the channels last: export it as \(N, C, H, W\), .*--inputs-as-nchw x",
         ),
+        ({"input_type": 127}, EngineError, "is of the unknown type 127: export it with a float32 input"),
         ({"input_shape": ("n", "h", "w", 1)}, EngineError, "has the channels last"),
         ({"input_shape": ("n", 16, SIZE, SIZE)}, EngineError, "has 16 channels, not 1 or 3: export it as"),
         ({"input_shape": ("n", 3, 4, 4)}, UsageError, "greater than or equal to 8"),
     ],
-    ids=["two inputs", "half", "channels last", "grey, channels last", "many channels", "tiny"],
+    ids=["two inputs", "half", "channels last", "unknown type", "grey, channels last", "many channels", "tiny"],
 )
 def test_inputs_that_are_no_pictures_are_refused(
     tmp_path: Path, dataset: Dataset, arguments: dict[str, Any], error: type[AdedgeError], sentence: str
@@ -481,6 +482,11 @@ def test_weights_beside_the_file_are_taken_in_or_missed_by_name(tmp_path: Path, 
 
 def _mean_of(name: str) -> list[onnx.NodeProto]:
     return [helper.make_node("ReduceMean", [name], ["m"], axes=[1], keepdims=1)]
+
+
+def test_a_graph_without_outputs_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(EngineError, match="has no outputs: export it with the anomaly map"):
+        detector_from_onnx(save(tmp_path / "m.onnx", mean_map(), []), Description(), dataset)
 
 
 def test_a_file_that_is_no_onnx_is_named(tmp_path: Path, dataset: Dataset) -> None:

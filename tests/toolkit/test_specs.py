@@ -51,7 +51,7 @@ def spec(**changes: Any) -> InputSpec:
         (lambda: spec(height=60_000, width=60_000), "60000 x 60000 pixels is too large: choose a smaller size"),
         (lambda: Gaussian(sigma=1e300), "less than or equal to 16384"),
         (lambda: Uniform(size=10**12), "less than or equal to 65536"),
-        (lambda: Opening(size=10**12), "less than or equal to 65536"),
+        (lambda: Opening(size=1025), "less than or equal to 1023"),
         (lambda: Dssim(window=10**12 + 1), "less than or equal to 65536"),
         (lambda: ScoreSpec(comparison=ReadyMap(), margin=10**12), "less than or equal to 65536"),
         (lambda: spec(channels=4), "1 or 3"),
