@@ -193,7 +193,7 @@ def detector_from_onnx(
     try:
         # One frame at a time, which every graph supports unless its batch is fixed.
         single = _select_outputs(model, outputs, spec, batch=1).SerializeToString()
-        runs = _run(path, single, x, batch=1, timeout_s=timeout_s)
+        runs = _run(path, single, x, batch=1, timeout_s=timeout_s, unoptimised=True)
         raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
         expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
     except EngineError as error:
@@ -483,16 +483,24 @@ def _simplify(model: ModelProto) -> ModelProto:
     return simplified
 
 
-def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float) -> list[list[NDArray[Any]]]:
+def _run(
+    path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float, unoptimised: bool = False
+) -> list[list[NDArray[Any]]]:
     """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped.
 
-    Raises `EngineError` if ONNX Runtime cannot run the graph, or if one run takes longer than ``timeout_s``.
+    ONNX Runtime computes constants while it loads a graph, where nothing can end it; ``unoptimised`` leaves them to the
+    first run. Raises `EngineError` if ONNX Runtime cannot run the graph, or if one run takes longer than ``timeout_s``.
     """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            graph,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"] if unoptimised else None,
+        )
         name = session.get_inputs()[0].name
         starts = range(0, len(x) - batch + 1, batch)
         return [_run_once(session, {name: x[start : start + batch]}, timeout_s) for start in starts]

@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from adedge.calibration.sensitivity import Limits
 from adedge.cli import app, benchmark, import_, inspect
 from adedge.data.datasets import Dataset, load_dataset
 from adedge.data.pictures import network_input
-from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
+from adedge.errors import AdedgeError, BundleError, DataError, EngineError, GateError, UsageError
 from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
 from adedge.export.graphs import export_graphs
@@ -272,6 +273,42 @@ def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, cou
         detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
     assert time.monotonic() - started < 20
     assert threading.active_count() == threads
+
+
+def test_constants_that_take_too_long_to_compute_are_ended(tmp_path: Path, dataset: Dataset) -> None:
+    """ONNX Runtime would compute them while it loads the graph, which nothing can interrupt."""
+    products = [helper.make_node("MatMul", [f"c{n}", "c0"], [f"c{n + 1}"]) for n in range(200)]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["side"], ["c0"]),
+        *products,
+        helper.make_node("ReduceMax", ["c200"], ["large"], keepdims=0),
+        *mean_map(),
+        helper.make_node("Add", ["m", "large"], ["out"]),
+    ]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, MAP[2])],
+        constants={"side": np.array([1500, 1500])},
+    )
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"m.onnx takes longer than 0.5 s for one frame"):
+        detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
+    assert time.monotonic() - started < 10
+
+
+def test_an_imported_graph_that_lost_its_weights_is_not_exported(tmp_path: Path, dataset: Dataset) -> None:
+    path, _ = network(tmp_path / "net.onnx")
+    bundle, _ = import_model(path, Description(map="score"), dataset, output=tmp_path / "b.adedge")
+    model = onnx.load_from_string(bundle.read("imported.onnx"))
+    tensor = model.graph.initializer[0]
+    (tmp_path / "w.bin").write_bytes(tensor.raw_data)
+    set_external_data(tensor, "w.bin")
+    tensor.ClearField("raw_data")
+    with bundle.edit() as draft:
+        draft.write("imported.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match="keeps weights in other files"):
+        export_graphs(Bundle.open(bundle.path), ("fp32",))
 
 
 def network(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
