@@ -108,9 +108,14 @@ def _merge(path: Path, graph_bytes: int, tensors: Sequence[TensorProto]) -> None
             f"{ONNX_BYTES / 1e9:.1f} GB: export a smaller model, or its weights in FP16"
         )
     for tensor, (file, offset, length) in zip(tensors, places, strict=True):
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            tensor.raw_data = stream.read(length)
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                tensor.raw_data = stream.read(length)
+        except OSError as exc:
+            raise EngineError(
+                f"{path} cannot be read as ONNX (its weights are in {str(file)!r}: {exc}): check its permissions"
+            ) from exc
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
 
@@ -133,7 +138,7 @@ def _place(path: Path, folder: Path, tensor: TensorProto) -> tuple[Path, int, in
     if not regular or not file.is_relative_to(folder):
         raise EngineError(
             f"{path} cannot be read as ONNX (its weights are in {location!r}, which is not a file in its folder): copy "
-            f"the model and its weights into one folder, without links to other folders"
+            "the model and its weights into one folder, without links to other folders"
         )
     if offset < 0 or length < 0 or offset + length > size:
         raise EngineError(

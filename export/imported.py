@@ -50,6 +50,7 @@ from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec
 
 Color = Literal["rgb", "bgr", "gray"]
 
+MAX_BATCH = 256  # frames that a graph with a fixed batch is tried with
 TEST_BATCH = 3  # frames per run, to test whether a graph supports a dynamic batch
 # How far results may change, relative to the largest value, when a graph is simplified or runs several frames at once.
 TOLERANCE = 1e-3
@@ -197,8 +198,8 @@ def detector_from_onnx(
         raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
         expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
     except EngineError as error:
-        batch = _fixed_batch(model, outputs.values())
-        if batch is None or isinstance(error.__cause__, TimeoutError):
+        batch = _declared_batch(model, outputs.values())
+        if batch is None or not _runs(path, _select_outputs(model, outputs, spec, batch=batch), x, batch, timeout_s):
             raise
         raise EngineError(
             f"{path} takes exactly {batch} frames at once: export it for one frame, or for any number, in PyTorch with "
@@ -273,11 +274,23 @@ def _input_spec(path: Path, model: ModelProto, description: Description) -> Inpu
         raise UsageError(f"{path}: {_first_problem(error)}") from error
 
 
-def _fixed_batch(model: ModelProto, outputs: Iterable[str]) -> int | None:
-    """The number of frames, more than one, that the input or an output of ``outputs`` is declared for; None if none."""
-    values = [*model.graph.input, *(value for value in model.graph.output if value.name in set(outputs))]
+def _declared_batch(model: ModelProto, outputs: Iterable[str]) -> int | None:
+    """The number of frames, more than one, that the input or one of ``outputs`` is declared for; None if it is not."""
+    constants, outputs = {tensor.name for tensor in model.graph.initializer}, set(outputs)
+    values = [value for value in model.graph.input if value.name not in constants]
+    values += [value for value in model.graph.output if value.name in outputs]
     sizes = [dims[0].dim_value for value in values if len(dims := _dims(value)) > 1]
-    return next((size for size in sizes if size > 1), None)
+    return next((size for size in sizes if 1 < size <= MAX_BATCH), None)
+
+
+def _runs(path: Path, model: ModelProto, x: NDArray[np.float32], batch: int, timeout_s: float) -> bool:
+    """Whether the model can run ``batch`` frames at once."""
+    frames = np.resize(x, (batch, *x.shape[1:]))
+    try:
+        _run(path, model.SerializeToString(), frames, batch=batch, timeout_s=timeout_s, unoptimised=True)
+    except EngineError:
+        return False
+    return True
 
 
 def _outputs(path: Path, model: ModelProto, description: Description) -> dict[str, str]:

@@ -247,6 +247,13 @@ def test_a_graph_for_four_frames_at_once_says_how_to_export_it(tmp_path: Path, d
         detector_from_onnx(path, Description(), dataset)
 
 
+def test_a_graph_for_four_frames_that_cannot_run_at_all_says_why(tmp_path: Path, dataset: Dataset) -> None:
+    nodes = [helper.make_node("Frobnicate", ["x"], ["m"], domain="com.example")]
+    path = save(tmp_path / "m.onnx", nodes, [MAP], input_shape=(4, 3, SIZE, SIZE))
+    with pytest.raises(EngineError, match="Frobnicate"):
+        detector_from_onnx(path, Description(), dataset)
+
+
 def test_a_batch_that_is_declared_but_not_needed_is_no_obstacle(tmp_path: Path, dataset: Dataset) -> None:
     path = save(tmp_path / "m.onnx", mean_map(), [MAP], input_shape=(4, 3, SIZE, SIZE))
     assert detector_from_onnx(path, Description(), dataset).notes == ()
