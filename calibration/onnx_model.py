@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from adedge.errors import BundleError, EngineError, MissingDependency
+from adedge.limits import GRAPH_BYTES, read_file
+from adedge.onnx_data import refuse_external
 
 try:
     import onnx
@@ -19,10 +23,12 @@ __all__ = ["GraphProto", "ModelProto", "NodeProto", "TensorProto", "ValueInfoPro
 # Opset 17 is the newest that the parsers of TensorRT 8.5 and 8.6 support; Q/DQ accepts FP16 scales since opset 19.
 OPSET = 17
 FP16_SCALES_OPSET = 19
+ONNX_BYTES = (1 << 31) - 1  # what protobuf can serialise
 
 
 def parse(graph: bytes) -> ModelProto:
-    """Parse the bytes of an ONNX file. Raises `BundleError` if they are not valid ONNX."""
+    """Parse the bytes of an ONNX file. Raises `BundleError` if they are not valid ONNX, or lack some of the weights."""
+    refuse_external(graph, "the graph", BundleError)
     try:
         return onnx.load_model_from_string(graph)
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
@@ -30,12 +36,116 @@ def parse(graph: bytes) -> ModelProto:
 
 
 def load(path: Path) -> ModelProto:
-    """Load an ONNX file and its external weights. Raises `EngineError` if a file cannot be read."""
+    """Load an ONNX file, and the weights that it keeps in other files of its folder.
+
+    Raises `EngineError` if a file is missing, lies elsewhere or is not ONNX, or if the weights exceed 2 GB together.
+    """
     try:
-        return onnx.load(path)
+        data = read_file(path, GRAPH_BYTES, EngineError)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise EngineError(f"{path} cannot be read as ONNX ({reason}): export it again, weights included") from exc
+    if (problem := _other_content(data)) is not None:
+        raise EngineError(f"{path} {problem}")
+    try:
+        model = onnx.load_model_from_string(data)
     except Exception as exc:  # the protobuf library's own exception class differs between its versions
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise EngineError(f"{path} cannot be read as ONNX ({reason}): export it again, weights included") from exc
+    if not _is_text_valid(model):
+        raise EngineError(f"{path} cannot be read as ONNX (a name in it is not UTF-8): export it again")
+    external = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    if external:
+        _merge(path, len(data), external)
+    return model
+
+
+def _other_content(data: bytes) -> str | None:
+    """What a file that is not ONNX is instead, with the remedy; None if its first bytes do not tell."""
+    if not data:
+        return "is empty: export or copy it again"
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the model itself: run 'git lfs pull' in its repository"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", data[:1000], re.IGNORECASE):
+        return "is a web page, not a model: the download needed another address or a login; download it again"
+    return None
+
+
+def _is_text_valid(message: Any) -> bool:
+    """Whether all text in a message, which protobuf does not check while it parses ONNX, is UTF-8."""
+    try:
+        for field, value in message.ListFields():
+            parts = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+            if field.message_type is not None:
+                if not all(map(_is_text_valid, parts)):
+                    return False
+            elif field.type == field.TYPE_STRING and not all(isinstance(part, str) for part in parts):
+                return False
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    """Every tensor in a message: initialisers, sparse ones, and those in attributes, subgraphs and functions."""
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else [value]:
+                yield from _tensors(part)
+
+
+def _merge(path: Path, graph_bytes: int, tensors: Sequence[TensorProto]) -> None:
+    """Read the weights of ``tensors`` from files in the folder of ``path`` into them. Raises `EngineError`."""
+    folder = path.parent.resolve()
+    places = [_place(path, folder, tensor) for tensor in tensors]
+    total = graph_bytes + sum(length for _, _, length in places)
+    if total > ONNX_BYTES:
+        raise EngineError(
+            f"{path} has {total / 1e9:.1f} GB with its weights, and one ONNX file holds at most "
+            f"{ONNX_BYTES / 1e9:.1f} GB: export a smaller model, or its weights in FP16"
+        )
+    for tensor, (file, offset, length) in zip(tensors, places, strict=True):
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                tensor.raw_data = stream.read(length)
+        except OSError as exc:
+            raise EngineError(
+                f"{path} cannot be read as ONNX (its weights are in {str(file)!r}: {exc}): check its permissions"
+            ) from exc
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+
+
+def _place(path: Path, folder: Path, tensor: TensorProto) -> tuple[Path, int, int]:
+    """The file that holds a tensor, and its offset and length there in bytes. Raises `EngineError`."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    try:
+        file = (folder / location).resolve()
+        size = file.stat().st_size
+        regular = file.is_file()
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", str(size - offset)))
+    except (OSError, ValueError) as exc:
+        raise EngineError(
+            f"{path} cannot be read as ONNX (its weights are in {location!r}: {exc}): copy that file too, or export "
+            "the model again, weights included"
+        ) from exc
+    if not regular or not file.is_relative_to(folder):
+        raise EngineError(
+            f"{path} cannot be read as ONNX (its weights are in {location!r}, which is not a file in its folder): copy "
+            "the model and its weights into one folder, without links to other folders"
+        )
+    if offset < 0 or length < 0 or offset + length > size:
+        raise EngineError(
+            f"{path} cannot be read as ONNX (its weights are in {location!r}, which is too short): copy both again, or "
+            "export the model again, weights included"
+        )
+    return file, offset, length
 
 
 def with_prefix(model: ModelProto, prefix: str) -> ModelProto:
@@ -60,8 +170,11 @@ def serialise(model: ModelProto) -> bytes:
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of the default ONNX operator set that a model uses."""
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    """The version of the default ONNX operator set that a model uses. Raises `EngineError` if it names none."""
+    versions = [int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise EngineError("the graph does not say which version of ONNX's operators it uses: export it again")
+    return versions[0]
 
 
 def convert_opset(model: ModelProto, opset: int) -> ModelProto:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError, DataError, MissingDependency
+from adedge.json_files import parse_json
 from adedge.processors import physical_cores
 from adedge.progress import Progress
 from adedge.specs import Record
@@ -126,7 +127,9 @@ def collect_ranges(
 def ranges_from_json(text: str, graph: bytes) -> Ranges:
     """Read stored ranges. Raises `BundleError` if they are damaged or were measured on another graph than ``graph``."""
     try:
-        ranges = Ranges.model_validate_json(text)
+        ranges = Ranges.model_validate(
+            parse_json(text.encode(), "ranges.json", BundleError, "run 'adedge calibrate' again")
+        )
     except ValidationError as exc:
         first = exc.errors()[0]
         where = f"'{'.'.join(str(part) for part in first['loc'])}' ({first['msg']})"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import platform
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,9 +52,12 @@ from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec
 
 Color = Literal["rgb", "bgr", "gray"]
 
+MAX_BATCH = 256  # frames that a graph with a fixed batch is tried with
 TEST_BATCH = 3  # frames per run, to test whether a graph supports a dynamic batch
 # How far results may change, relative to the largest value, when a graph is simplified or runs several frames at once.
 TOLERANCE = 1e-3
+TIMEOUT_S = 60.0  # that one run of an imported graph may take
+_FATAL = 4  # ONNX Runtime's log level: errors come as exceptions, so that it need not print them as well
 _PREFIX = "model/"  # of the imported graph's own names
 
 # Operators that no ONNX parser of TensorRT 8.5 to 10 supports, from docs/operators.md of onnx-tensorrt; not exhaustive.
@@ -135,18 +139,20 @@ def import_model(
     output: Path,
     trained_on: Dataset | None = None,
     overwrite: bool = False,
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Write the bundle ``output`` from the ONNX file ``path``; returns it with notes for the user.
 
     ``golden`` provides the frames of the self-test (see `adedge.golden`). ``trained_on`` are the model's training
     pictures, on which no threshold may be fitted; None means that `adedge calibrate` will get none of them.
+    ``timeout_s`` bounds each run of the graph on one frame.
 
     Raises `UsageError` if ``description`` is incomplete or contradicts the graph, `EngineError` if the graph cannot be
     used, `GateError` if its results are not finite or change during conversion, `DataError`, `BundleError`,
     `MissingDependency`.
     """
     check_creatable(output, overwrite=overwrite)
-    detector = detector_from_onnx(path, description, golden)
+    detector = detector_from_onnx(path, description, golden, timeout_s=timeout_s)
     outputs = {"map": description.map, "score": description.score}
     manifest = Manifest(
         method=IMPORTED,
@@ -173,7 +179,9 @@ def import_model(
     return draft.bundle, detector.notes
 
 
-def detector_from_onnx(path: Path, description: Description, golden: Dataset) -> Detector:
+def detector_from_onnx(
+    path: Path, description: Description, golden: Dataset, *, timeout_s: float = TIMEOUT_S
+) -> Detector:
     """Convert a graph to adedge's form and check that its results for the golden frames do not change.
 
     Raises `UsageError`, `EngineError` and `GateError` as `import_model` does.
@@ -185,20 +193,31 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
     notes = _incompatibilities_with_tensorrt(model)
     frames = choose_frames(golden, spec)
     x = network_input(frames.frames, spec)
-    # One frame at a time, which every graph supports.
-    runs = _run(path, _select_outputs(model, outputs, spec, batch=1).SerializeToString(), x, batch=1)
-    raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
-    expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
+    try:
+        # One frame at a time, which every graph supports unless its batch is fixed.
+        single = _select_outputs(model, outputs, spec, batch=1).SerializeToString()
+        runs = _run(path, single, x, batch=1, timeout_s=timeout_s, unoptimised=True)
+        raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
+        expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
+    except EngineError as error:
+        batch = _declared_batch(model, outputs.values())
+        if batch is None or not _runs(path, _select_outputs(model, outputs, spec, batch=batch), x, batch, timeout_s):
+            raise
+        raise EngineError(
+            f"{path} takes exactly {batch} frames at once: export it for one frame, or for any number, in PyTorch with "
+            "dynamic_shapes or dynamic_axes of torch.onnx.export"
+        ) from error
     shapes = {kind: values.shape[1:] for kind, values in raw.items()}
     graph = _detector_graph(model, outputs, shapes, spec, batch=1)
-    change = _relative_change(expected, _results(path, graph, x, batch=1))
+    change = _relative_change(expected, _results(path, graph, x, batch=1, timeout_s=timeout_s))
     if change > TOLERANCE:
         raise GateError(
             f"simplifying {path} changes its results by {change:.1%}, more than {TOLERANCE:.1%}: nothing was written"
         )
     try:
         dynamic = _detector_graph(model, outputs, shapes, spec, batch="batch")
-        change = _relative_change(expected, _results(path, dynamic, x, batch=min(TEST_BATCH, len(x))))
+        results = _results(path, dynamic, x, batch=min(TEST_BATCH, len(x)), timeout_s=TEST_BATCH * timeout_s)
+        change = _relative_change(expected, results)
         problem = f"its results then differ by {change:.1%}" if change > TOLERANCE else None
     except EngineError as error:
         problem = str(error)
@@ -206,7 +225,7 @@ def detector_from_onnx(path: Path, description: Description, golden: Dataset) ->
         graph = dynamic
     else:
         notes.append(f"this graph takes only one frame at a time: {problem}")
-    results = _results(path, graph, x, batch=1)
+    results = _results(path, graph, x, batch=1, timeout_s=timeout_s)
     maps, scores = maps_and_scores(score, [results[kind] for kind in ("map", "score") if kind in results])
     if (warning := clipping(scores)) is not None:
         notes.append(f"golden frames: {warning}")
@@ -228,6 +247,11 @@ def _input_spec(path: Path, model: ModelProto, description: Description) -> Inpu
         raise EngineError(f"{path}: its input {text} is {_type_text(value)}: export it with a float32 input")
     if len(sizes) != 4:
         raise EngineError(f"{path}: its input {text} is not a batch of pictures: export it as (N, C, H, W)")
+    if sizes[3] in (1, 3) and sizes[1] not in (1, 3):
+        raise EngineError(
+            f"{path}: its input {text} has the channels last: export it as (N, C, H, W), from TensorFlow with "
+            f"tf2onnx's --inputs-as-nchw {value.name}, from PyTorch with permute(0, 2, 3, 1) at the start of forward()"
+        )
     channels = sizes[1] or (1 if description.color == "gray" else 3)
     if channels not in (1, 3):
         raise EngineError(f"{path}: its input {text} has {channels} channels, not 1 or 3: export it as (N, C, H, W)")
@@ -254,12 +278,33 @@ def _input_spec(path: Path, model: ModelProto, description: Description) -> Inpu
         raise UsageError(f"{path}: {_first_problem(error)}") from error
 
 
+def _declared_batch(model: ModelProto, outputs: Iterable[str]) -> int | None:
+    """The number of frames, more than one, that the input or one of ``outputs`` is declared for; None if it is not."""
+    constants, outputs = {tensor.name for tensor in model.graph.initializer}, set(outputs)
+    values = [value for value in model.graph.input if value.name not in constants]
+    values += [value for value in model.graph.output if value.name in outputs]
+    sizes = [dims[0].dim_value for value in values if len(dims := _dims(value)) > 1]
+    return next((size for size in sizes if 1 < size <= MAX_BATCH), None)
+
+
+def _runs(path: Path, model: ModelProto, x: NDArray[np.float32], batch: int, timeout_s: float) -> bool:
+    """Whether the model can run ``batch`` frames at once."""
+    frames = np.resize(x, (batch, *x.shape[1:]))
+    try:
+        _run(path, model.SerializeToString(), frames, batch=batch, timeout_s=timeout_s, unoptimised=True)
+    except EngineError:
+        return False
+    return True
+
+
 def _outputs(path: Path, model: ModelProto, description: Description) -> dict[str, str]:
     """Names of the selected outputs by kind: "map", "score", or both in that order.
 
     Raises `UsageError` if the selection is ambiguous or names no output.
     """
     values = {value.name: value for value in model.graph.output}
+    if not values:
+        raise EngineError(f"{path} has no outputs: export it with the anomaly map, the picture's score, or both")
     listed = ", ".join(_shape_text(value) for value in values.values())
     options = {"map": description.map, "score": description.score}
     outputs = {kind: name for kind, name in options.items() if name is not None}
@@ -342,9 +387,11 @@ def _convert_output(path: Path, kind: str, name: str, values: NDArray[Any], spec
     return maps[:, None]
 
 
-def _results(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int) -> dict[str, NDArray[np.float32]]:
+def _results(
+    path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float
+) -> dict[str, NDArray[np.float32]]:
     """The "map" (n, 1, H, W) and, if present, "score" (n,) that a graph in adedge's form outputs."""
-    runs = _run(path, graph, x, batch=batch)
+    runs = _run(path, graph, x, batch=batch, timeout_s=timeout_s)
     return {
         kind: np.concatenate(values) for kind, values in zip(("map", "score"), zip(*runs, strict=True), strict=False)
     }
@@ -438,7 +485,7 @@ def _simplify(model: ModelProto) -> ModelProto:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = physical_cores()
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
@@ -454,19 +501,59 @@ def _simplify(model: ModelProto) -> ModelProto:
     return simplified
 
 
-def _run(path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int) -> list[list[NDArray[Any]]]:
-    """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped."""
+def _run(
+    path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float, unoptimised: bool = False
+) -> list[list[NDArray[Any]]]:
+    """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped.
+
+    ONNX Runtime computes constants while it loads a graph, where nothing can end it; ``unoptimised`` leaves them to the
+    first run. Raises `EngineError` if ONNX Runtime cannot run the graph, or if one run takes longer than ``timeout_s``.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = physical_cores()
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            graph,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"] if unoptimised else None,
+        )
         name = session.get_inputs()[0].name
         starts = range(0, len(x) - batch + 1, batch)
-        return [session.run(None, {name: x[start : start + batch]}) for start in starts]
+        return [_run_once(session, {name: x[start : start + batch]}, timeout_s) for start in starts]
+    except TimeoutError as error:
+        frames = "one frame" if batch == 1 else f"{batch} frames"
+        raise EngineError(
+            f"{path} takes longer than {timeout_s:g} s for {frames}: if it is that slow, raise --timeout; if a loop in "
+            "it never ends, export it again"
+        ) from error
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from error
+
+
+def _run_once(session: Any, inputs: Mapping[str, NDArray[np.float32]], timeout_s: float) -> list[NDArray[Any]]:
+    """The outputs of one run. Raises `TimeoutError` if ``timeout_s`` pass, else ONNX Runtime's exceptions."""
+    options = _onnxruntime().RunOptions()
+    options.log_severity_level = _FATAL
+    expired = threading.Event()
+
+    def terminate() -> None:
+        expired.set()
+        options.terminate = True  # ends the run before its next node, also inside a loop
+
+    timer = threading.Timer(timeout_s, terminate)
+    timer.start()
+    try:
+        outputs: list[NDArray[Any]] = session.run(None, inputs, options)
+    except Exception as error:
+        if expired.is_set():
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
+    return outputs
 
 
 def _incompatibilities_with_tensorrt(model: ModelProto) -> list[str]:
@@ -502,7 +589,9 @@ def _dims(value: ValueInfoProto) -> list[Any]:
 
 
 def _type_text(value: ValueInfoProto) -> str:
-    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
+    kind = value.type.tensor_type.elem_type
+    known = kind in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(kind)).lower() if known else f"of the unknown type {kind}"
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -10,21 +10,25 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from adedge.bundle import Bundle
 from adedge.errors import BundleError, EngineError, MissingDependency
+from adedge.json_files import parse_json
 from adedge.manifest import Difference
 from adedge.runtime.backends import Backend, MachineInfo
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Record, Target
+
+MAX_BATCH = 1 << 16  # frames
 
 
 class Tensor(Record):
     """An input or output of an engine: its name, and its shape without the batch."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class EngineRecord(Record):
@@ -48,7 +52,7 @@ class EngineRecord(Record):
     batch: tuple[int, int, int]
     input: Tensor
     outputs: tuple[Tensor, ...]
-    library_version: str
+    library_version: str = Field(max_length=200)
     gpu: str | None = None
     compute_capabilities: tuple[str, ...] = ()
     machine: str = Field(default_factory=platform.machine)
@@ -61,6 +65,16 @@ class EngineRecord(Record):
     layers: dict[str, int] = Field(default_factory=dict)
     self_test: Difference | None = None
     status: str
+
+    @model_validator(mode="after")
+    def _usable(self) -> EngineRecord:
+        minimum, optimum, maximum = self.batch
+        if not 1 <= minimum <= optimum <= maximum <= MAX_BATCH:
+            raise ValueError(f"batch {self.batch} is not 1 <= minimum <= optimum <= maximum <= {MAX_BATCH}")
+        core = self.flags.get("dla_core", 0)
+        if not isinstance(core, int) or core < 0:
+            raise ValueError(f"DLA cores are numbered from 0, and {core!r} is none of them")
+        return self
 
     @property
     def key(self) -> EngineKey:
@@ -105,7 +119,8 @@ def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
             f"run 'adedge build-engine {bundle.path} --target {key.target} --precision {key.precision}'"
         )
     try:
-        record = EngineRecord.model_validate(bundle.json(name))
+        data = parse_json(bundle.read(name), str(bundle.path / name), EngineError, _rebuild(key))
+        record = EngineRecord.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -211,7 +226,7 @@ def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, 
             plan,
             libraries,
             batch=(record.batch[0], record.batch[2]),
-            dla_core=_int_or_none(record.flags.get("dla_core")),
+            dla_core=_dla_core(record),
             trusted_code=bool(record.flags.get("version_compatible")),
         )
     shapes = [array.shape[1:] for array in (backend.input, *backend.outputs)]
@@ -222,8 +237,9 @@ def open_plan(record: EngineRecord, plan: bytes, *, threads: int | None = None, 
     return backend
 
 
-def _int_or_none(value: str | float | None) -> int | None:
-    return None if value is None else int(value)
+def _dla_core(record: EngineRecord) -> int | None:
+    core = record.flags.get("dla_core")
+    return None if core is None else int(core)
 
 
 def _rebuild(key: EngineKey) -> str:
@@ -231,5 +247,4 @@ def _rebuild(key: EngineKey) -> str:
 
 
 def _size(shape: Sequence[int]) -> str:
-    channels, height, width = shape
-    return f"{height} x {width} x {channels}"
+    return " x ".join(map(str, (*shape[1:], *shape[:1])))

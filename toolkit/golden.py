@@ -7,9 +7,12 @@ golden.npz: frames uint8 (N, H, W, C) in the spec's colour order; labels int8 (N
 from __future__ import annotations
 
 import io
+import math
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset, Sample
 from adedge.data.pictures import conform
 from adedge.errors import BundleError, DataError
+from adedge.limits import ARCHIVE_BYTES, check
 from adedge.specs import InputSpec
 
 PER_LABEL = 16
@@ -83,19 +87,33 @@ def golden_file(golden: GoldenFrames, maps: NDArray[np.float32], scores: NDArray
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """Read a bundle's golden frames. Raises `BundleError` if they are missing, changed or do not fit the bundle."""
-    path = bundle.path / "golden.npz"
+    """Read a bundle's golden frames. Raises `BundleError` if they are missing, changed or do not fit the bundle.
+
+    Sizes are checked before anything is decompressed.
+    """
+    path, spec = bundle.path / "golden.npz", bundle.manifest.input
+    data = bundle.read("golden.npz")
     try:
-        with np.load(io.BytesIO(bundle.read("golden.npz")), allow_pickle=False) as file:
-            golden = Golden(frames=file["frames"], labels=file["labels"], maps=file["maps"], scores=file["scores"])
-    except (OSError, ValueError, KeyError) as exc:
-        raise BundleError(f"{path} is not a file of golden frames ({exc}): run 'adedge train' again") from exc
-    spec = bundle.manifest.input
-    count = len(golden.frames)
-    size = (count, spec.height, spec.width)
-    shapes = (golden.frames.shape, golden.labels.shape, golden.maps.shape, golden.scores.shape)
-    if not count or shapes != ((*size, spec.channels), (count,), size, (count,)):
-        raise BundleError(f"{path} does not fit the bundle's input spec: run 'adedge train' again")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            headers = {name: _header(archive, name) for name in ("frames", "labels", "maps", "scores")}
+            if headers != _headers(headers["labels"].shape, spec):
+                raise BundleError(f"{path} does not fit the bundle's input spec: run 'adedge train' again")
+            total = sum(header.bytes for header in headers.values())
+            check(ARCHIVE_BYTES, total, str(path), BundleError)
+            golden = Golden(
+                frames=_array(archive, "frames"),
+                labels=_array(archive, "labels"),
+                maps=_array(archive, "maps"),
+                scores=_array(archive, "scores"),
+            )
+    except BundleError:
+        raise
+    except Exception as exc:  # zipfile, its decompressors and NumPy raise a dozen kinds for damaged bytes
+        reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+        raise BundleError(f"{path} is not a file of golden frames ({reason}): run 'adedge train' again") from exc
+    finite = np.isfinite(golden.maps).all() and np.isfinite(golden.scores).all()
+    if not finite or not np.isin(golden.labels, (0, 1)).all():
+        raise BundleError(f"{path} holds labels other than 0 and 1, or infinite numbers: run 'adedge train' again")
     return golden
 
 
@@ -113,6 +131,55 @@ def golden_among(golden: Golden, samples: Sequence[Sample], spec: InputSpec) -> 
     with ThreadPoolExecutor() as pool:
         found = pool.map(is_golden, samples)
         return frozenset(sample.digest for sample, yes in zip(samples, found, strict=True) if yes)
+
+
+class _Header(NamedTuple):
+    """What the header of a .npy file states."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _headers(count: tuple[int, ...], spec: InputSpec) -> dict[str, _Header]:
+    """The headers that labels of shape ``count`` require; none if no golden file has such labels."""
+    if len(count) != 1 or not 1 <= count[0] <= 2 * PER_LABEL:
+        return {}
+    size = (*count, spec.height, spec.width)
+    return {
+        "frames": _Header((*size, spec.channels), np.dtype(np.uint8)),
+        "labels": _Header(count, np.dtype(np.int8)),
+        "maps": _Header(size, np.dtype(np.float32)),
+        "scores": _Header(count, np.dtype(np.float32)),
+    }
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> _Header:
+    """The header of an array in a .npz file."""
+    with archive.open(f"{name}.npy") as stream:
+        return _read_header(stream)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array in a .npz file; never decompresses more than its header states. Raises `ValueError`."""
+    with archive.open(f"{name}.npy") as stream:
+        header = _read_header(stream)
+        data = stream.read(header.bytes + 1)
+    return np.frombuffer(data, header.dtype).reshape(header.shape).copy()
+
+
+def _read_header(stream: IO[bytes]) -> _Header:
+    """Read the header of a .npy file that `numpy.savez` wrote. Raises `ValueError`."""
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of NumPy's format instead of (1, 0)")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("an array that is not stored in C order, or that holds objects")
+    return _Header(shape, dtype)
 
 
 def stain(frame: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -11,12 +11,16 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adedge.errors import UsageError
+from adedge.limits import PICTURE_PIXELS, factor
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+MAX_SIDE = 1 << 16  # pixels of a picture, a window or a margin
 
 
 class EngineKey(NamedTuple):
@@ -46,7 +50,7 @@ class Tiling(Record):
     every pixel is covered, and no tile contains padding.
     """
 
-    tile: int = Field(ge=8)
+    tile: int = Field(ge=8, le=MAX_SIDE)
     stride: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -64,8 +68,8 @@ class InputSpec(Record):
     cuts it into tiles by ``tiling`` (with tiling.tile = height = width).
     """
 
-    height: int = Field(ge=8)
-    width: int = Field(ge=8)
+    height: int = Field(ge=8, le=MAX_SIDE)
+    width: int = Field(ge=8, le=MAX_SIDE)
     channels: Literal[1, 3]
     color: Literal["rgb", "bgr", "gray"]
     scale: float = Field(default=1 / 255, gt=0)
@@ -76,6 +80,8 @@ class InputSpec(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> InputSpec:
+        if self.height * self.width > PICTURE_PIXELS.value * factor():
+            raise ValueError(f"an input of {self.height} x {self.width} pixels is too large: choose a smaller size")
         if (self.channels == 1) != (self.color == "gray"):
             raise ValueError(f"{self.channels} channel(s) do not fit color '{self.color}'")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -99,7 +105,7 @@ class Dssim(Record):
     """Map = DSSIM of the network's two output images, (1 - SSIM) / 2, uniform window, mean over channels."""
 
     kind: Literal["dssim"] = "dssim"
-    window: int = Field(default=7, ge=3)
+    window: int = Field(default=7, ge=3, le=MAX_SIDE)
     data_range: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
@@ -119,21 +125,21 @@ class Uniform(Record):
     """Mean over a ``size`` x ``size`` window."""
 
     kind: Literal["uniform"] = "uniform"
-    size: int = Field(ge=2)
+    size: int = Field(ge=2, le=MAX_SIDE)
 
 
 class Gaussian(Record):
     """Gaussian filter, ``sigma`` in pixels, truncated at 4 sigma."""
 
     kind: Literal["gaussian"] = "gaussian"
-    sigma: float = Field(gt=0)
+    sigma: float = Field(gt=0, le=MAX_SIDE / 4)
 
 
 class Opening(Record):
     """Greyscale morphological opening with an ellipse of ``size`` x ``size`` (size 3: a cross)."""
 
     kind: Literal["opening"] = "opening"
-    size: int = Field(default=3, ge=3)
+    size: int = Field(default=3, ge=3, le=1023)  # the work for each pixel grows with its square
 
 
 Comparison = Annotated[Dssim | ReadyMap, Field(discriminator="kind")]
@@ -152,7 +158,7 @@ class ScoreSpec(Record):
     comparison: Comparison
     filters: tuple[Filter, ...] = ()
     reduce: Literal["max", "mean", "output"] = "max"
-    margin: int = Field(default=0, ge=0)
+    margin: int = Field(default=0, ge=0, le=MAX_SIDE)
 
     @model_validator(mode="after")
     def _scored_by_the_network(self) -> ScoreSpec:

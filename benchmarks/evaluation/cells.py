@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from adedge.benchmarks.evaluation.tasks import Task
 from adedge.errors import UsageError
 from adedge.files import write_whole
+from adedge.json_files import parse_json
+from adedge.limits import JSON_BYTES, read_file
 from adedge.specs import Record
 
 METRICS: Mapping[str, str] = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
@@ -55,8 +57,10 @@ def finished(folder: Path, task: Task) -> Cell | None:
     if not path.is_file():
         return None
     try:
-        cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
+        data = read_file(path, JSON_BYTES, UsageError)
+        what, remedy = f"{path} is no cell of this version: it", "delete it, and it is measured again"
+        cell = Cell.model_validate(parse_json(data, what, UsageError, remedy))
+    except (ValidationError, OSError) as error:
         raise UsageError(f"{path} is no cell of this version: delete it, and it is measured again") from error
     if differences := [name for name in type(task).model_fields if getattr(task, name) != getattr(cell.task, name)]:
         raise UsageError(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from adedge.errors import EngineError
 from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, BuildResult, Source
 from adedge.files import write_whole
+from adedge.onnx_data import refuse_external
 from adedge.progress import Progress
 from adedge.runtime.backends.tensorrt import Log, load_libraries, logger_of, machine_info, title
 from adedge.runtime.engines import Tensor, version_tuple
@@ -167,6 +168,7 @@ def build_plan(
         raise EngineError(f"{title(trt)} has no {'strong' if way.strong else 'weak'} typing")
     network = _require(builder.create_network(1 << int(kind)), "a network", log)
     parser = _require(trt.OnnxParser(network, logger), "a parser", log)
+    refuse_external(source.graphs[way.graph], f"{way.graph}.onnx")
     if not parser.parse(source.graphs[way.graph]):
         raise EngineError(f"{title(trt)} cannot parse {way.graph}.onnx: {parser_errors(parser)}")
     input_tensor, output_tensors = _network_tensors(trt, network, source)

@@ -69,7 +69,13 @@ class FixedBuffers:
         self._closed = False
 
     def _allocate(self, shape: Sequence[int]) -> Array:
-        return np.zeros(tuple(shape), np.float32)
+        try:
+            return np.zeros(tuple(shape), np.float32)
+        except (MemoryError, ValueError) as error:
+            sizes = " x ".join(map(str, shape))
+            raise EngineError(
+                f"there is not enough memory for a buffer of {sizes} numbers: build the engine with a smaller --batch"
+            ) from error
 
     def _check(self, n: int) -> None:
         if self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adedge.errors import EngineError, MissingDependency
+from adedge.onnx_data import refuse_external
 from adedge.processors import physical_cores
 from adedge.runtime.backends import FixedBuffers
 
@@ -23,7 +24,8 @@ class OnnxRuntimeBackend(FixedBuffers):
     wake-up (tens of microseconds), but takes the cores from preprocessing and scoring, so it is off by default. The
     constructor runs the graph once on zeros, to allocate ONNX Runtime's arena before the first frame.
 
-    Raises `EngineError` if the graph cannot be loaded or run, `MissingDependency` without ONNX Runtime.
+    Raises `EngineError` if the graph cannot be loaded or run, or keeps weights in other files; `MissingDependency`
+    without ONNX Runtime.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ def _onnxruntime() -> Any:
 
 def _session(graph: bytes, threads: int, spin: bool) -> Any:
     ort = _onnxruntime()
+    refusal = f"ONNX Runtime {ort.__version__} cannot load the graph: "
+    refuse_external(graph, refusal + "it")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -86,7 +90,7 @@ def _session(graph: bytes, threads: int, spin: bool) -> Any:
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as exc:
-        raise EngineError(f"ONNX Runtime {ort.__version__} cannot load the graph: {_first_line(exc)}") from exc
+        raise EngineError(refusal + _first_line(exc)) from exc
 
 
 def _input_signature(session: Any, batch: int) -> tuple[str, tuple[int, ...]]:

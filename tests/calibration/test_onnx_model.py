@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from adedge.calibration.onnx_model import (
     with_prefix,
 )
 from adedge.errors import BundleError, EngineError
+from adedge.onnx_data import refuse_external
 
 WEIGHTS = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
 
@@ -77,6 +79,114 @@ def test_weights_beside_the_file_are_read_and_missed(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(EngineError, match=r"m.onnx cannot be read as ONNX \(.*weights.bin"):
         load(path)
+
+
+def external(path: Path, **entries: str) -> Path:
+    """`model` with its weights where ``entries`` say."""
+    one = model()
+    tensor = one.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(one.SerializeToString())
+    return path
+
+
+def test_weights_are_read_from_their_offset(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/w.bin").write_bytes(b"0123" + WEIGHTS.tobytes() + b"rest")
+    path = external(tmp_path / "m.onnx", location="sub/w.bin", offset="4", length=str(WEIGHTS.nbytes))
+    loaded = load(path)
+    np.testing.assert_array_equal(numpy_helper.to_array(loaded.graph.initializer[0]), WEIGHTS)
+    refuse_external(loaded.SerializeToString(), "m.onnx")
+
+
+def test_weights_are_read_from_the_models_folder_only(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    outside = tmp_path / "w.bin"
+    outside.write_bytes(WEIGHTS.tobytes())
+    (folder / "link.bin").symlink_to(outside)
+    os.mkfifo(folder / "pipe")
+    for location in ("../w.bin", "sub/../../w.bin", str(outside), "link.bin", "pipe", ".", "", "/dev/zero", "a\0b"):
+        with pytest.raises(EngineError, match=r"m.onnx cannot be read as ONNX \(its weights are in .*: copy "):
+            load(external(folder / "m.onnx", location=location, length="8"))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"length": "9999"},
+        {"offset": "9999"},
+        {"offset": "-1"},
+        {"length": "-1"},
+        {"length": "9" * 5000},
+        {"offset": "x"},
+    ],
+    ids=["too long", "behind the end", "before the start", "negative", "thousands of digits", "no number"],
+)
+def test_a_part_that_the_file_of_weights_lacks_is_refused(tmp_path: Path, entries: dict[str, str]) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    with pytest.raises(EngineError, match=r"its weights are in 'w.bin'.* copy .* weights included"):
+        load(external(tmp_path / "m.onnx", location="w.bin", **entries))
+
+
+def test_more_weights_than_one_file_holds_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    with (tmp_path / "w.bin").open("wb") as stream:
+        stream.truncate(3_000_000_000)  # a sparse file: it takes no space
+    with pytest.raises(EngineError, match=r"has 3.0 GB with its weights, .* at most 2.1 GB: export"):
+        load(external(tmp_path / "m.onnx", location="w.bin"))
+
+
+def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "m.onnx").open("wb") as stream:
+        stream.truncate(3 << 30)
+    with pytest.raises(EngineError, match=r"m.onnx has 3 GB, and at most 2 are accepted"):
+        load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer.*'git lfs pull'"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page, not a model.*download it again"),
+        (b"\n <HTML lang='en'>", "is a web page, not a model"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page, not a model"),
+        (b"", "m.onnx is empty: export or copy it again"),
+    ],
+)
+def test_what_stands_in_for_a_model_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(EngineError, match=sentence):
+        load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", [b"map", b"conv", b"frame", b"small"])
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, name: bytes) -> None:
+    damaged = model().SerializeToString().replace(name, b"\xed" + name[1:])
+    (tmp_path / "m.onnx").write_bytes(damaged)
+    with pytest.raises(EngineError, match="a name in it is not UTF-8"):
+        load(tmp_path / "m.onnx")
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match=r"m.onnx is not a regular file"):
+        load(tmp_path / "m.onnx")
+
+
+def test_a_stored_graph_must_hold_its_weights(tmp_path: Path) -> None:
+    path = external(tmp_path / "m.onnx", location="w.bin")
+    with pytest.raises(BundleError, match="keeps weights in other files"):
+        parse(path.read_bytes())
+
+
+def test_a_graph_without_opset_is_refused() -> None:
+    one = model()
+    del one.opset_import[:]
+    with pytest.raises(EngineError, match="which version of ONNX's operators"):
+        opset_of(one)
 
 
 def test_the_same_model_gives_the_same_bytes_whatever_was_known_of_its_tensors() -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -23,7 +26,7 @@ from adedge.calibration.sensitivity import Limits
 from adedge.cli import app, benchmark, import_, inspect
 from adedge.data.datasets import Dataset, load_dataset
 from adedge.data.pictures import network_input
-from adedge.errors import AdedgeError, DataError, EngineError, GateError, UsageError
+from adedge.errors import AdedgeError, BundleError, DataError, EngineError, GateError, UsageError
 from adedge.export.build import build_engine
 from adedge.export.calibrate import calibrate
 from adedge.export.graphs import export_graphs
@@ -230,6 +233,91 @@ def test_a_graph_that_takes_one_frame_only_says_so_and_goes_the_whole_way(
     engine.close()
 
 
+@pytest.mark.parametrize("declared", ["input", "output"])
+def test_a_graph_for_four_frames_at_once_says_how_to_export_it(tmp_path: Path, dataset: Dataset, declared: str) -> None:
+    nodes = [*mean_map(), helper.make_node("Reshape", ["m", "shape"], ["out"])]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, [4, 1, SIZE, SIZE])],
+        input_shape=(4 if declared == "input" else "n", 3, SIZE, SIZE),
+        constants={"shape": np.array([4, 1, SIZE, SIZE])},
+    )
+    with pytest.raises(EngineError, match="m.onnx takes exactly 4 frames at once: export it for one frame, or"):
+        detector_from_onnx(path, Description(), dataset)
+
+
+def test_a_graph_for_four_frames_that_cannot_run_at_all_says_why(tmp_path: Path, dataset: Dataset) -> None:
+    nodes = [helper.make_node("Frobnicate", ["x"], ["m"], domain="com.example")]
+    path = save(tmp_path / "m.onnx", nodes, [MAP], input_shape=(4, 3, SIZE, SIZE))
+    with pytest.raises(EngineError, match="Frobnicate"):
+        detector_from_onnx(path, Description(), dataset)
+
+
+def test_a_batch_that_is_declared_but_not_needed_is_no_obstacle(tmp_path: Path, dataset: Dataset) -> None:
+    path = save(tmp_path / "m.onnx", mean_map(), [MAP], input_shape=(4, 3, SIZE, SIZE))
+    assert detector_from_onnx(path, Description(), dataset).notes == ()
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["10^12 iterations", "endless"])
+def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, counted: bool) -> None:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["go_on"]), helper.make_node("Neg", ["before"], ["after"])],
+        "body",
+        [info("number", TensorProto.INT64, []), info("going", TensorProto.BOOL, []), info("before", 1, None)],
+        [info("go_on", TensorProto.BOOL, []), info("after", TensorProto.FLOAT, None)],
+    )
+    path = save(
+        tmp_path / "m.onnx",
+        [*mean_map(), helper.make_node("Loop", ["count" if counted else "", "true", "m"], ["out"], body=body)],
+        [("out", TensorProto.FLOAT, MAP[2])],
+        constants={"count": np.array(10**12), "true": np.array(True)},
+    )
+    threads = threading.active_count()
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"m.onnx takes longer than 0.5 s for one frame: .* raise --timeout"):
+        detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
+    assert time.monotonic() - started < 20
+    assert threading.active_count() == threads
+
+
+def test_constants_that_take_too_long_to_compute_are_ended(tmp_path: Path, dataset: Dataset) -> None:
+    """ONNX Runtime would compute them while it loads the graph, which nothing can interrupt."""
+    products = [helper.make_node("MatMul", [f"c{n}", "c0"], [f"c{n + 1}"]) for n in range(200)]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["side"], ["c0"]),
+        *products,
+        helper.make_node("ReduceMax", ["c200"], ["large"], keepdims=0),
+        *mean_map(),
+        helper.make_node("Add", ["m", "large"], ["out"]),
+    ]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("out", TensorProto.FLOAT, MAP[2])],
+        constants={"side": np.array([1500, 1500])},
+    )
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"m.onnx takes longer than 0.5 s for one frame"):
+        detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
+    assert time.monotonic() - started < 10
+
+
+def test_an_imported_graph_that_lost_its_weights_is_not_exported(tmp_path: Path, dataset: Dataset) -> None:
+    path, _ = network(tmp_path / "net.onnx")
+    bundle, _ = import_model(path, Description(map="score"), dataset, output=tmp_path / "b.adedge")
+    model = onnx.load_from_string(bundle.read("imported.onnx"))
+    tensor = model.graph.initializer[0]
+    (tmp_path / "w.bin").write_bytes(tensor.raw_data)
+    set_external_data(tensor, "w.bin")
+    tensor.ClearField("raw_data")
+    with bundle.edit() as draft:
+        draft.write("imported.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match="keeps weights in other files"):
+        export_graphs(Bundle.open(bundle.path), ("fp32",))
+
+
 def network(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """A detector with batch normalisation, a residual and two outputs that are called as ours are; and its weights."""
     rng = np.random.default_rng(1)
@@ -350,11 +438,14 @@ def test_old_opsets_are_converted(tmp_path: Path, dataset: Dataset) -> None:
         (
             {"input_shape": ("n", SIZE, SIZE, 3)},
             EngineError,
-            "has 16 channels, not 1 or 3: export it as",
+            r"its input x \(n × 16 × 16 × 3\) has the channels last: export it as \(N, C, H, W\), .*--inputs-as-nchw x",
         ),
+        ({"input_type": 127}, EngineError, "is of the unknown type 127: export it with a float32 input"),
+        ({"input_shape": ("n", "h", "w", 1)}, EngineError, "has the channels last"),
+        ({"input_shape": ("n", 16, SIZE, SIZE)}, EngineError, "has 16 channels, not 1 or 3: export it as"),
         ({"input_shape": ("n", 3, 4, 4)}, UsageError, "greater than or equal to 8"),
     ],
-    ids=["two inputs", "half", "channels last", "tiny"],
+    ids=["two inputs", "half", "channels last", "unknown type", "grey, channels last", "many channels", "tiny"],
 )
 def test_inputs_that_are_no_pictures_are_refused(
     tmp_path: Path, dataset: Dataset, arguments: dict[str, Any], error: type[AdedgeError], sentence: str
@@ -471,6 +562,11 @@ def test_weights_beside_the_file_are_taken_in_or_missed_by_name(tmp_path: Path, 
 
 def _mean_of(name: str) -> list[onnx.NodeProto]:
     return [helper.make_node("ReduceMean", [name], ["m"], axes=[1], keepdims=1)]
+
+
+def test_a_graph_without_outputs_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(EngineError, match="has no outputs: export it with the anomaly map"):
+        detector_from_onnx(save(tmp_path / "m.onnx", mean_map(), []), Description(), dataset)
 
 
 def test_a_file_that_is_no_onnx_is_named(tmp_path: Path, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from pydantic import ValidationError
 
 from adedge.bundle import Bundle, create
 from adedge.errors import AdedgeError, BundleError, EngineError
@@ -16,6 +17,7 @@ from adedge.runtime.backends import MachineInfo
 from adedge.runtime.engines import (
     EngineRecord,
     Tensor,
+    check_bundle,
     check_machine,
     engines_in,
     load_engine,
@@ -221,6 +223,48 @@ def test_an_unlisted_target_folder_is_ignored(bundle: Bundle) -> None:
     with bundle.edit() as draft:
         draft.write("engines/openvino-fp32/engine.json", "{}")
     assert engines_in(Bundle.open(bundle.path)) == [("onnxruntime", "fp32")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"[]", r"engine.json is not valid JSON \(it holds an array .*\): build it again with 'adedge build-engine"),
+        (b'{"batch": NaN}', "NaN is not a number in JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"target": "onnxruntime"}', r"is not an engine record of this adedge \('precision': .*build it again"),
+    ],
+    ids=["array", "nan", "deep", "incomplete"],
+)
+def test_a_damaged_record_is_named_with_its_remedy(bundle: Bundle, data: bytes, message: str) -> None:
+    with bundle.edit() as draft:
+        draft.write("engines/onnxruntime-fp32/engine.json", data)
+    with pytest.raises(EngineError, match=message):
+        read_record(Bundle.open(bundle.path), EngineKey("onnxruntime", "fp32"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": (0, 1, 1)},
+        {"batch": (2, 1, 4)},
+        {"batch": (1, 1, 10**12)},
+        {"input": Tensor(name="frame", shape=(3, 8, 8)).model_dump() | {"shape": (3, -8, 8)}},
+        {"library_version": "9" * 5000},
+        {"flags": {"dla_core": "first"}},
+        {"flags": {"dla_core": -1}},
+        {"flags": {"dla_core": 0.5}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_records_refuse_what_no_builder_writes(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        record(**changes)
+    assert record(flags={"dla_core": 1}).flags == {"dla_core": 1}
+
+
+def test_an_input_of_another_rank_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="takes frames of 8 x 3, the bundle's detector of 8 x 8 x 3"):
+        check_bundle(record(input=Tensor(name="frame", shape=(3, 8))), bundle)
 
 
 def test_records_refuse_unknown_keys() -> None:

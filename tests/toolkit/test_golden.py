@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,33 @@ def saved(**changes: NDArray[Any]) -> bytes:
             "maps": np.zeros((0, 8, 8), np.float32),
             "scores": np.zeros(0, np.float32),
         },
+        {
+            "frames": np.zeros((8, 8, 1), np.uint8),
+            "labels": np.zeros((), np.int8),
+            "maps": np.zeros((8, 8), np.float32),
+            "scores": np.zeros((), np.float32),
+        },
+        {"maps": np.zeros((COUNT, 8, 8), np.float64)},
+        {"scores": np.zeros(COUNT, ">f4")},
+        {
+            "frames": np.zeros((33, 8, 8, 1), np.uint8),
+            "labels": np.zeros(33, np.int8),
+            "maps": np.zeros((33, 8, 8), np.float32),
+            "scores": np.zeros(33, np.float32),
+        },
     ],
-    ids=["wider", "colour", "a label less", "small maps", "scores in columns", "none"],
+    ids=[
+        "wider",
+        "colour",
+        "a label less",
+        "small maps",
+        "scores in columns",
+        "none",
+        "no axis of frames",
+        "double precision",
+        "another byte order",
+        "more than 16 of each label",
+    ],
 )
 def test_shapes_that_do_not_fit_the_bundle_are_refused(bundle: Bundle, changes: dict[str, NDArray[Any]]) -> None:
     with pytest.raises(BundleError, match=r"golden.npz does not fit the bundle's input spec: run 'adedge train' again"):
@@ -118,6 +145,60 @@ def test_a_file_without_scores_or_with_python_objects_is_refused(bundle: Bundle)
     for data in (stream.getvalue(), saved(scores=np.array([None] * COUNT, object))):
         with pytest.raises(BundleError, match="is not a file of golden frames .*: run 'adedge train' again"):
             read_golden(rewritten(Bundle.open(bundle.path), data))
+
+
+def zipped(**arrays: bytes) -> bytes:
+    """A .npz file with these bytes as arrays, and the proper ones for the rest."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved())) as proper, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("frames", "labels", "maps", "scores"):
+            archive.writestr(f"{name}.npy", arrays.get(name, proper.read(f"{name}.npy")))
+    return stream.getvalue()
+
+
+def header(shape: str, dtype: str = "<f4", version: bytes = b"\x01\x00") -> bytes:
+    """The header of a .npy file, by NumPy's description of its format."""
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text
+
+
+MAPS = golden()[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        header("(4, 8, 8)") + MAPS[:-4],
+        header("(4, 8, 8)") + MAPS + b"more",
+        header("(4, 8, 8)", version=b"\x09\x00") + MAPS,
+        header("(" * 200 + ")" * 200) + MAPS,
+        header("(4, 8, 8)", dtype="<f4" + "x" * 50) + MAPS,
+        header("(4, 8, 8)")[:20],
+        b"",
+    ],
+    ids=["too short", "too long", "a later format", "nested", "no dtype", "half a header", "nothing"],
+)
+def test_arrays_that_are_not_what_their_header_says_are_refused(bundle: Bundle, maps: bytes) -> None:
+    with pytest.raises(BundleError, match="is not a file of golden frames .*: run 'adedge train' again"):
+        read_golden(rewritten(bundle, zipped(maps=maps)))
+
+
+def test_a_bomb_is_refused_before_it_is_decompressed(bundle: Bundle) -> None:
+    """64 megabytes of zeros in 64 kilobytes, whether the header says so or not."""
+    zeros = bytes(64 << 20)
+    for shape, sentence in (("(262144, 8, 8)", "does not fit"), ("(4, 8, 8)", "is not a file of golden frames")):
+        changed = rewritten(Bundle.open(bundle.path), zipped(maps=header(shape) + zeros))
+        tracemalloc.start()
+        with pytest.raises(BundleError, match=sentence):
+            read_golden(changed)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+def test_results_that_are_no_numbers_are_refused(bundle: Bundle) -> None:
+    for changes in ({"scores": np.full(COUNT, np.nan, np.float32)}, {"labels": np.full(COUNT, 7, np.int8)}):
+        with pytest.raises(BundleError, match="other than 0 and 1, or infinite numbers: run 'adedge train'"):
+            read_golden(rewritten(Bundle.open(bundle.path), saved(**changes)))
 
 
 def test_a_bundle_without_golden_frames_says_what_makes_them(bundle: Bundle) -> None:

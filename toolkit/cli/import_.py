@@ -72,6 +72,10 @@ def import_command(
         ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0, callback=finite, help="Longest time in seconds that the model may take for one picture."),
+    ] = 60,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Create a bundle from an ONNX anomaly detector that outputs a map, a score, or both; continue with export.
@@ -106,7 +110,9 @@ def import_command(
     for message in frames.skipped:
         warn(message)
     training = None if trained_on is None else load_dataset(trained_on, root=root, holdout=0)
-    bundle, notes = import_model(model, description, frames, output=output, trained_on=training, overwrite=overwrite)
+    bundle, notes = import_model(
+        model, description, frames, output=output, trained_on=training, overwrite=overwrite, timeout_s=timeout
+    )
     spec, score = bundle.manifest.input, bundle.manifest.score
     for message in notes:
         warn(message)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from adedge.bundle import Bundle, open_bundle
 from adedge.cli import app
 from adedge.cli.options import Expect, RequireSignature
 from adedge.console import output
-from adedge.errors import BundleError
+from adedge.errors import BundleError, EngineError
 from adedge.manifest import IMPORTED, Difference
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def inspect(
 
     opened = open_bundle(bundle, require_signature, expect)
     problems = opened.verify()
-    engines = _engines(opened)
+    engines = _engines(opened, problems)
     signed = claim_of(opened)
     if as_json:
         record = opened.manifest.model_dump(mode="json")
@@ -54,14 +53,19 @@ def inspect(
         raise BundleError("; ".join(problems))
 
 
-def _engines(bundle: Bundle) -> dict[str, Any]:
-    """The parsed engine.json of every engine whose record is intact, by folder name."""
-    from adedge.runtime.engines import engine_folder, engines_in
+def _engines(bundle: Bundle, problems: list[str]) -> dict[str, Any]:
+    """The engine.json of every engine by folder name; adds a message to ``problems`` for each that is no record."""
+    from adedge.runtime.engines import engine_folder, engines_in, read_record
 
     records = {}
-    for folder in map(engine_folder, engines_in(bundle)):
-        with suppress(BundleError):  # reported by `verify`
-            records[folder.removeprefix("engines/")] = bundle.json(f"{folder}/engine.json")
+    for key in engines_in(bundle):
+        try:
+            record = read_record(bundle, key)
+            records[engine_folder(key).removeprefix("engines/")] = record.model_dump(mode="json")
+        except EngineError as error:
+            problems.append(str(error))
+        except BundleError:  # its digest differs, which is among the problems already
+            continue
     return records
 
 

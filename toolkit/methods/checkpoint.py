@@ -17,6 +17,8 @@ from pydantic import Field, ValidationError
 
 from adedge.errors import BundleError, UsageError
 from adedge.files import write_whole
+from adedge.json_files import parse_json
+from adedge.limits import JSON_BYTES, read_file
 from adedge.specs import Record
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 OPTIONS = "options.json"
 STATE = "state.safetensors"
+REMEDY = "add --restart"
 
 
 class LossRecord(Record):
@@ -81,12 +84,16 @@ class Checkpoint:
         if not (self.directory / STATE).exists():
             return None
         try:
-            self._compare(json.loads((self.directory / OPTIONS).read_text(encoding="utf-8")))
+            options = self.directory / OPTIONS
+            self._compare(parse_json(read_file(options, JSON_BYTES, BundleError), str(options), BundleError, REMEDY))
+            if not (self.directory / STATE).is_file():  # opening a FIFO would block
+                raise BundleError(f"{self.directory / STATE} is not a regular file: {REMEDY}")
             with safe_open(self.directory / STATE, framework="pt") as file:
-                position = Position.model_validate_json(file.metadata()["position"])
+                state = file.metadata()["position"].encode()
+                position = Position.model_validate(parse_json(state, str(self.directory / STATE), BundleError, REMEDY))
                 return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise BundleError(f"the checkpoint {self.directory} is damaged ({error}): add --restart") from error
+            raise BundleError(f"the checkpoint {self.directory} is damaged ({error}): {REMEDY}") from error
 
     def discard(self) -> None:
         """Remove the checkpoint."""

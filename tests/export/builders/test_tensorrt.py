@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from onnx import ModelProto, TensorProto
 
 from adedge.errors import EngineError, MissingDependency
 from adedge.export.builders import BuildOptions, Source
@@ -24,7 +25,14 @@ from adedge.specs import Precision
 API: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 VERSIONS = list(API)
 SHAPE = (3, 32, 32)
-GRAPHS = {name: name.encode() for name in ("model.fp32", "model.fp16", "model.int8", "model.int8-fp16")}
+
+
+def graph_named(name: str) -> bytes:
+    """A graph with nothing in it but the name of its producer."""
+    return bytes(ModelProto(producer_name=name).SerializeToString())
+
+
+GRAPHS = {name: graph_named(name) for name in ("model.fp32", "model.fp16", "model.int8", "model.int8-fp16")}
 
 
 class FakeTensorRT:
@@ -86,8 +94,8 @@ class FakeTensorRT:
                 self.name, self.shape, self.dtype = name, shape, module.DataType.FLOAT
 
         def parse(parser: Any, data: bytes) -> bool:
-            parser._network._graph = data.decode()
-            return data.decode() not in fake.garbled
+            parser._network._graph = ModelProto.FromString(data).producer_name
+            return parser._network._graph not in fake.garbled
 
         parser_error = self._class(
             "ParserError",
@@ -301,7 +309,7 @@ def test_when_every_way_fails_each_reason_is_given(monkeypatch: pytest.MonkeyPat
     fake = install(monkeypatch, FakeTensorRT("11.4.0"))
     fake.refuse = {("model.int8", True)}
     with pytest.raises(EngineError) as caught:
-        build(source("int8", **{"model.int8": b"model.int8"}), BuildOptions())
+        build(source("int8", **{"model.int8": graph_named("model.int8")}), BuildOptions())
     text = str(caught.value)
     assert "has no model.int8-fp16.onnx" in text
     assert "strongly typed INT8, FP32 scales: TensorRT 11.4.0 cannot build model.int8.onnx: Could not infer" in text
@@ -315,6 +323,15 @@ def test_the_parsers_errors_name_the_node(version: str, where: str, monkeypatch:
     with pytest.raises(EngineError, match="cannot parse") as caught:
         build(source("fp32"), BuildOptions())
     assert f"{where} unsupported operator" in str(caught.value)
+
+
+def test_a_graph_with_weights_in_other_files_does_not_reach_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, FakeTensorRT("10.3.0"))
+    graph = ModelProto.FromString(GRAPHS["model.fp32"])
+    graph.graph.initializer.add(name="w", data_location=TensorProto.EXTERNAL)
+    with pytest.raises(EngineError, match=r"model.fp32.onnx keeps weights in other files"):
+        build(source("fp32", **{"model.fp32": graph.SerializeToString()}), BuildOptions())
+    assert fake.seen == []
 
 
 def test_options_reach_the_builder_and_the_record(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from adedge.errors import EngineError, MissingDependency
 from adedge.processors import physical_cores
@@ -83,6 +85,19 @@ def test_unusable_graphs_are_refused_in_one_sentence(make: Callable[[], bytes], 
     with pytest.raises(EngineError, match=message) as caught:
         OnnxRuntimeBackend(make(), batch=1, threads=1)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_in_the_working_directory_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = numpy_helper.from_array(np.full((1, 2, 1, 1), 2, np.float32), "w")
+    model = onnx.load_from_string(graph(nodes=[helper.make_node("Mul", ["frame", "w"], [n]) for n in ("a", "b")]))
+    model.graph.initializer.append(weights)
+    OnnxRuntimeBackend(model.SerializeToString(), threads=1).close()
+    (tmp_path / "w.bin").write_bytes(weights.raw_data)
+    set_external_data(model.graph.initializer[0], "w.bin")
+    model.graph.initializer[0].ClearField("raw_data")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match="cannot load the graph: it keeps weights in other files"):
+        OnnxRuntimeBackend(model.SerializeToString(), threads=1)
 
 
 def test_a_closed_backend_refuses_to_run() -> None:

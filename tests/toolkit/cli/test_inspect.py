@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 from adedge.bundle import Bundle
@@ -102,3 +104,16 @@ def test_which_weights_a_backbone_had_is_said(bundle: Path, invoke: Invoke) -> N
         with opened.edit() as draft:
             draft.manifest = draft.manifest.replace(provenance=source.model_dump())
         assert f"backbone {expected}" in " ".join(invoke("inspect", bundle).stdout.split())
+
+
+@pytest.mark.parametrize(
+    "data", [b"[]", b'{"self_test": {"map_error": "none"}}', b"[" * 100_000, b'{"status": "\\ud800"}']
+)
+def test_an_engine_whose_record_is_none_is_a_problem(red_bundle: Bundle, invoke: Invoke, data: bytes) -> None:
+    with red_bundle.edit() as draft:
+        draft.write("engines/onnxruntime-int8/engine.json", data)
+    for options in ((), ("--json",)):
+        result = invoke("inspect", red_bundle.path, *options)
+        assert isinstance(result.exception, BundleError)
+        assert re.search("onnxruntime-int8/engine.json is not .*: build it again with", str(result.exception))
+    assert json.loads(result.stdout)["engines"].keys() == {"onnxruntime-fp32"}
