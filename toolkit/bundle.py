@@ -33,6 +33,7 @@ from typing import Any, BinaryIO
 
 from adedge.errors import BundleError, UsageError
 from adedge.files import flush_file, make_directories, write_flushed
+from adedge.json_files import parse_json
 from adedge.limits import JSON_BYTES, read_file
 from adedge.manifest import MANIFEST, RESERVED, SIGNATURE, FileRecord, Manifest, check_name
 from adedge.staging import Staging, recover, stage
@@ -105,12 +106,9 @@ class Bundle:
                 problems.append(f"{self.path / name} does not belong to the bundle: remove it")
         return problems
 
-    def json(self, name: str) -> Any:
+    def json(self, name: str) -> dict[str, Any]:
         """Parse a JSON file of the bundle after checking its digest."""
-        try:
-            return json.loads(self.read(name))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.path / name} is not valid JSON: {error}") from error
+        return parse_json(self.read(name), str(self.path / name), BundleError, "restore the bundle from a copy")
 
     @contextmanager
     def edit(self, *, sign: Callable[[bytes], bytes] | None = None) -> Iterator[Draft]:

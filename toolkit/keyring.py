@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from adedge.errors import UsageError
 from adedge.files import write_whole
+from adedge.json_files import parse_json
 from adedge.limits import JSON_BYTES, read_file
 from adedge.specs import Record
 
@@ -127,8 +128,8 @@ def _read(path: Path) -> bytes:
 
 def _parse(data: bytes, path: Path) -> KeyringFile:
     try:
-        return KeyringFile.model_validate_json(data)
-    except ValidationError as error:
+        return KeyringFile.model_validate(parse_json(data, str(path), UsageError))
+    except (UsageError, ValidationError) as error:
         raise UsageError(
             f"{path} is neither a public key in PEM form nor a keyring: give the .pub file of the signer, or a file "
             "that 'adedge keyring' wrote"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from adedge.errors import BundleError
+from adedge.json_files import parse_json
 from adedge.specs import EngineKey, InputSpec, Record, ScoreSpec
 
 SCHEMA_VERSION = 1
@@ -151,11 +152,8 @@ class Manifest(Record):
     @staticmethod
     def parse(data: bytes, what: str) -> Manifest:
         """Parse and validate the bytes of bundle.json; ``what`` names it in messages. Raises `BundleError`."""
-        try:
-            values = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{what} is not valid JSON ({error}): restore the bundle from a copy") from error
-        version = values.get("schema_version") if isinstance(values, dict) else None
+        values = parse_json(data, what, BundleError, "restore the bundle from a copy")
+        version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"{what} has schema version {version}; this adedge reads {SCHEMA_VERSION}: "

@@ -25,9 +25,11 @@ from pydantic import Field, ValidationError
 from adedge.bundle import Bundle
 from adedge.errors import BundleError, OutputError, UsageError
 from adedge.files import write_new, write_whole
+from adedge.json_files import parse_json
 from adedge.keyring import Keyring, key_id, read_keyring
 from adedge.limits import JSON_BYTES, read_file
 from adedge.manifest import MANIFEST, SIGNATURE
+from adedge.onnx_data import refuse_external
 from adedge.specs import Record
 
 PAYLOAD = "application/vnd.in-toto+json"
@@ -87,6 +89,9 @@ def sign(
     """
     if problems := bundle.verify():
         raise BundleError(f"not signed: {problems[0]}")
+    for name in bundle.manifest.files:
+        if name.endswith(".onnx"):
+            refuse_external(bundle.read(name), f"not signed: {bundle.path / name}", BundleError)
     now = datetime.now(timezone.utc).replace(microsecond=0)
     if expires is not None and expires < now.date():
         raise UsageError(f"{expires} has passed: choose a later day for the signature to expire")
@@ -218,7 +223,7 @@ def _verify(bundle: Bundle, keyring: Keyring, keys: Path, now: datetime) -> Clai
         claim = Claim.model_validate(statement["predicate"])
         (subject,) = statement["subject"]
         digest = subject["digest"]["sha256"]
-    except (ValueError, KeyError, TypeError, ValidationError):
+    except (BundleError, ValueError, KeyError, TypeError, ValidationError):
         raise damaged from None
     if digest != hashlib.sha256(bundle.manifest_bytes).hexdigest():
         raise BundleError(
@@ -239,22 +244,19 @@ def _open_envelope(bundle: Bundle) -> tuple[bytes, list[dict[str, Any]]]:
     if bundle.signature is None:
         raise BundleError(f"{bundle.path} is not signed: sign it with 'adedge sign'")
     try:
-        record = json.loads(bundle.signature)
+        record = parse_json(bundle.signature, "", BundleError)
         payload = base64.b64decode(record["payload"], validate=True)
         if record["payloadType"] != PAYLOAD or not isinstance(record["signatures"], list):
             raise ValueError("not an envelope of adedge")
         return payload, record["signatures"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (BundleError, ValueError, KeyError, TypeError):
         raise BundleError(f"{bundle.path / SIGNATURE} is damaged: sign the bundle again with 'adedge sign'") from None
 
 
 def _statement(payload: bytes) -> dict[str, Any]:
-    """The statement in a payload. Raises `ValueError` unless it is one about a bundle."""
-    statement = json.loads(payload)
-    if not isinstance(statement, dict) or (statement.get("_type"), statement.get("predicateType")) != (
-        STATEMENT,
-        PREDICATE,
-    ):
+    """The statement in a payload. Raises `BundleError` or `ValueError` unless it is one about a bundle."""
+    statement = parse_json(payload, "the statement", BundleError)
+    if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT, PREDICATE):
         raise ValueError("not a statement about a bundle")
     return statement
 
@@ -262,12 +264,12 @@ def _statement(payload: bytes) -> dict[str, Any]:
 def _read_versions(path: Path) -> dict[str, int]:
     remedy = "restore it, or remove it to accept any version once"
     try:
-        values = json.loads(read_file(path, JSON_BYTES, BundleError))
+        values = parse_json(read_file(path, JSON_BYTES, BundleError), str(path), BundleError, remedy)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): {remedy}") from error
-    if not isinstance(values, dict) or not all(type(version) is int for version in values.values()):
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+    if not all(type(version) is int for version in values.values()):
         raise BundleError(f"{path} is damaged: {remedy}")
     return values
 

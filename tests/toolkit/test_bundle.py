@@ -172,7 +172,7 @@ def test_missing_unlisted_and_linked_files_are_found(bundle: Bundle, tmp_path: P
         (lambda m: {**m, "schema_version": 99}, "schema version 99"),
         (lambda m: {**m, "colour": 1}, "damaged at 'colour'"),
         (lambda m: {**m, "input": {**m["input"], "height": -1}}, "damaged at 'input.height'"),
-        (lambda m: [m], "schema version None"),
+        (lambda m: [m], "not valid JSON .it holds an array where an object is expected"),
     ],
     ids=["version", "unknown key", "bad value", "not an object"],
 )
@@ -358,7 +358,7 @@ def test_a_manifest_that_lists_a_file_outside_is_refused(bundle: Bundle, name: s
     record = json.loads(path.read_text())
     record["files"][name] = {"sha256": "0" * 64, "bytes": 1}
     path.write_text(json.dumps(record))
-    with pytest.raises(BundleError, match="damaged at 'files"):
+    with pytest.raises(BundleError, match="damaged at 'files|contains control characters"):
         Bundle.open(bundle.path)
 
 

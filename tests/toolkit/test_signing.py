@@ -368,3 +368,19 @@ def test_rotation_and_revocation(bundle: Bundle, tmp_path: Path, key: Path, publ
     with pytest.raises(BundleError, match=r"that was revoked \(laptop stolen\)"):
         require(signed, keyring)
     require(sign(signed, tmp_path / "new")[0], keyring)
+
+
+def test_a_graph_that_keeps_weights_in_other_files_is_not_signed(tmp_path: Path, bundle: Bundle, key: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+
+    weights = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "weights")
+    info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4, 4])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4, 4])
+    node = onnx.helper.make_node("MatMul", ["x", "weights"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [info], [result], [weights]))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="outside", size_threshold=0)
+    with bundle.edit() as draft:
+        draft.write("model.fp32.onnx", (tmp_path / "m.onnx").read_bytes())
+    with pytest.raises(BundleError, match=r"not signed: .*model.fp32.onnx keeps weights in other files"):
+        sign(draft.bundle, key)
