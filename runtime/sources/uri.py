@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from adedge.data.pictures import PICTURE_SUFFIXES
+from adedge.data.folders import is_picture
 from adedge.errors import SourceError, UsageError
 from adedge.runtime.sources.array import ArraySource
 from adedge.runtime.sources.files import FolderSource, VideoSource
@@ -71,7 +71,7 @@ def _source_from_uri(uri: str, *, strict: bool, reconnect_s: float, notify: Noti
     if uri.startswith("synthetic:"):
         return _synthetic_source(uri, address.removeprefix("synthetic:"), query)
     path = Path(uri)
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
+    if path.is_dir() or (path.exists() and is_picture(path)):
         return FolderSource(path, strict=strict, notify=notify)
     if path.is_file():
         return VideoSource(path, notify=notify)

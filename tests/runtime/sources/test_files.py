@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -133,3 +134,48 @@ def test_closed_video_ends_without_a_warning(video: Path) -> None:
     source.close()
     assert list(frames) == []
     assert notices == []
+
+
+def test_what_a_folder_holds_besides_is_said_and_counted(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("nas")
+    cv2.imwrite(str(elsewhere / "d.png"), picture(4))
+    (folder / "line1").symlink_to(elsewhere)
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (folder / "@eaDir").mkdir()
+    notices: list[str] = []
+    source = open_source(str(folder), notify=notices.append)
+    assert [frame.name for frame in source] == ["a.png", "b.png", "line1/d.png", "sub/c.png"]
+    assert (source.total, source.skipped) == (4, 1)
+    assert len(notices) == 1
+    assert "1 .heic" in notices[0]
+    assert "@eaDir" in notices[0]
+    with pytest.raises(DataError, match=r"1 \.heic"):
+        open_source(str(folder), strict=True)
+
+
+def test_strict_accepts_thumbnails_of_a_nas(folder: Path) -> None:
+    (folder / "@eaDir").mkdir()
+    assert len(list(open_source(str(folder), strict=True))) == 3
+
+
+def test_a_broken_link_to_a_folder_is_named_and_refused_by_strict(folder: Path) -> None:
+    (folder / "line1").symlink_to("/mnt/is-not-mounted")
+    notices: list[str] = []
+    assert len(list(open_source(str(folder), notify=notices.append))) == 3
+    assert "line1" in notices[0]
+    with pytest.raises(DataError, match="line1"):
+        open_source(str(folder), strict=True)
+
+
+def test_a_jpeg_without_suffix_is_a_picture(folder: Path) -> None:
+    (folder / "upload").write_bytes(cv2.imencode(".jpg", picture(9))[1].tobytes())
+    (frame,) = open_source(str(folder / "upload"))
+    assert (frame.name, int(frame.image[0, 0, 0])) == ("upload", 9)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SourceError, match="none of the 1 picture"):
+        list(open_source(str(tmp_path / "pipe.png")))
