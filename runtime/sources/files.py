@@ -33,7 +33,7 @@ class FolderSource(FrameSource):
         self._closed = threading.Event()
 
     def open(self) -> None:
-        """List the pictures. Raises `SourceError` if there are none, `DataError` if ``strict`` forbids to leave one out."""
+        """List the pictures. Raises `SourceError` if there are none, `DataError` if ``strict`` and one is left out."""
         if self._path.is_dir():
             try:
                 listing = find_pictures(self._path)

@@ -67,7 +67,7 @@ def read_header(data: bytes) -> Header | None:
             return _jpeg_2000(data)
         if match := _PNM.match(data):
             return Header(format="PNM", height=int(match[2]), width=int(match[1]))
-    except (struct.error, IndexError):
+    except (struct.error, OverflowError):  # an offset beyond the end, or beyond any
         pass
     return None
 
@@ -221,7 +221,7 @@ def _exif_orientation(exif: bytes) -> int:
         return 1
     try:
         return _valid_orientation(_tiff_tags(exif).get(_ORIENTATION, (1, 0, ""))[0])
-    except struct.error:
+    except (struct.error, OverflowError):
         return 1
 
 

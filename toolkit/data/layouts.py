@@ -279,7 +279,10 @@ def _text_of(path: Path) -> str:
     """The text of a table: UTF-8, or UTF-16 with its byte-order mark, as spreadsheets write them."""
     data = read_file(path, TABLE_BYTES, DataError)
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    return data.decode(encoding)
+    text = data.decode(encoding)
+    if "\0" in text:
+        raise csv.Error("it holds zero bytes")
+    return text
 
 
 def _delimiter(text: str, required: tuple[str, ...]) -> tuple[bool, str]:
