@@ -19,7 +19,7 @@ from adedge.benchmarks.machine import has_int8_instructions, machine_facts
 from adedge.benchmarks.plots import require_matplotlib
 from adedge.benchmarks.report import Report, heat_maps, telling_pictures
 from adedge.bundle import Bundle
-from adedge.data.datasets import Sample, load_dataset
+from adedge.data.datasets import Sample, load_dataset, names_of, trained_on
 from adedge.errors import AdedgeError, EngineError
 from adedge.golden import read_golden
 from adedge.progress import Progress
@@ -84,10 +84,13 @@ def benchmark(
     require_matplotlib()
     manifest = bundle.manifest
     dataset = None if data is None else load_dataset(str(data), root=root)
+    for sentence in () if dataset is None else dataset.skipped:
+        notify(sentence)
     samples = [] if dataset is None else [sample for sample in dataset.test if sample.label >= 0]
     labelled = len({sample.label for sample in samples}) == 2
     if dataset is not None and not labelled:
         notify(f"{dataset.name} has no good and anomalous test pictures: only latency is measured")
+    known = trained_on(samples, bundle.json("training.json")["pictures"]) if labelled else []
     with ExitStack() as stack:
         engines, notes = _load_engines(bundle, options, stack)
         # Loaded first, so that a missing framework fails before latency is measured for minutes.
@@ -106,6 +109,13 @@ def benchmark(
             contenders = [*reference, *engines.values()]
             metrics, sheets, accuracy_notes = _measure_accuracy(bundle, contenders, samples, progress)
             notes += accuracy_notes
+    if known:
+        sentence = (
+            f"{len(known)} of the {len(samples)} test pictures were trained on ({names_of(known)}): accuracy on new "
+            "pictures is lower than these figures say; test on other pictures."
+        )
+        notify(sentence)
+        notes.insert(0, sentence)
     if manifest.provenance.options.get("weights") == "none":
         notes.append(
             "The backbone has random features (--weights none): one trained on ImageNet is likely to do better."
@@ -123,6 +133,7 @@ def benchmark(
         machine=machine_facts(),
         latency=latency,
         accuracy=metrics,
+        trained_on=len(known),
         reference=manifest.reference,
         engines={str(key): read_record(bundle, key) for key in engines},
         notes=tuple(notes),

@@ -31,7 +31,8 @@ HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "f
 class Report(Record):
     """report.json: what was measured, on which machine and data, and by which command.
 
-    ``input`` is the network input's (C, H, W), ``reference`` the contender that flips are counted against.
+    ``input`` is the network input's (C, H, W), ``reference`` the contender that flips are counted against;
+    ``trained_on`` counts the test pictures that the detector was trained on.
     """
 
     report_version: int = 1
@@ -47,6 +48,7 @@ class Report(Record):
     machine: dict[str, str]
     latency: dict[str, Latency]
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    trained_on: int = 0
     engines: dict[str, EngineRecord] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -85,7 +85,7 @@ def calibrate_command(
     A threshold guarantees that a new good picture is judged anomalous with probability at most --false-alarm-rate. This
     takes at least 1 / rate - 1 good pictures that the detector was not trained on: 99 for 0.01, 19 for 0.05.
     """
-    from adedge.data.datasets import load_dataset
+    from adedge.data.datasets import load_dataset, names_of, trained_on
     from adedge.export.calibrate import calibrate, fit_thresholds
 
     precisions = parse_precisions(precision)
@@ -93,12 +93,14 @@ def calibrate_command(
     dataset = load_dataset(data, strict=strict, root=root)
     for message in dataset.skipped:
         warn(message)
+    known = trained_on((*dataset.train, *dataset.calibration), bundle.json("training.json")["pictures"])
+    named = f" ({names_of(known)})" if known else ""
     if thresholds_only:
         with progress("calibrate") as step:
             result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)
         note(
             f"{len(result.parts.thresholds)} good pictures for thresholds; {result.parts.trained_on} training pictures "
-            "left out"
+            f"left out{named}"
         )
         output.print(_thresholds(result.bundle.manifest))
         for message in result.notes:
@@ -120,7 +122,7 @@ def calibrate_command(
     parts, manifest = result.parts, result.bundle.manifest
     note(
         f"{len(parts.thresholds)} good pictures for thresholds, {len(parts.int8)} others for INT8; {parts.trained_on} "
-        "training pictures left out of the thresholds"
+        f"training pictures left out of the thresholds{named}"
     )
     print_graphs(manifest.graphs)
     output.print(_thresholds(manifest))

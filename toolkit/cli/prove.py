@@ -59,14 +59,18 @@ def prove_command(
     with progress("prove") as step:
         pictures = None
         if data is not None:
-            from adedge.data.datasets import load_dataset
+            from adedge.data.datasets import load_dataset, names_of, trained_on
 
             dataset = load_dataset(data, root=root)
             for message in dataset.skipped:
                 warn(message)
-            pictures, bundle = pictures_with_scores(
-                bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step
-            )
+            samples = dataset.test or (*dataset.train, *dataset.calibration)
+            if known := trained_on(samples, bundle.json("training.json")["pictures"]):
+                warn(
+                    f"{len(known)} of these {len(samples)} pictures were trained on ({names_of(known)}): they lie far "
+                    "below the threshold, where verdicts seldom differ; give other pictures"
+                )
+            pictures, bundle = pictures_with_scores(bundle, samples, progress=step)
         proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))
     if as_json:
         import json

@@ -96,7 +96,12 @@ def run(
             "0.0.0.0:8080 for the whole network.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on an unreadable picture, do not skip it.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Fail on pictures that cannot be read, or are of another kind, instead of skipping them."
+        ),
+    ] = False,
     reconnect: Annotated[
         float, typer.Option(min=0, callback=finite, help="Seconds to wait for a lost camera to return.")
     ] = 0.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ from adedge.data.layouts import Found, found_in
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
 
-__all__ = ["Dataset", "Sample", "load_dataset"]
+__all__ = ["Dataset", "Sample", "load_dataset", "names_of", "trained_on"]
+
+_NAMED = 3  # pictures that a sentence names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,19 @@ def load_dataset(
     else:
         samples = found_in(Path(data))
     return _dataset(data, samples, strict=strict, holdout=holdout, seed=seed)
+
+
+def trained_on(samples: Iterable[Sample], digests: Collection[str]) -> list[Sample]:
+    """The samples whose contents are among the training pictures; ``digests`` are those of a bundle's training.json."""
+    known = set(digests)
+    return [sample for sample in samples if sample.digest in known]
+
+
+def names_of(samples: Sequence[Sample]) -> str:
+    """The first few samples by name, for a sentence; those without a file by their digest."""
+    names = [sample.digest if sample.path is None else "/".join(sample.path.parts[-2:]) for sample in samples[:_NAMED]]
+    more = [f"and {len(samples) - _NAMED} more"] if len(samples) > _NAMED else []
+    return ", ".join(names + more)
 
 
 def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:

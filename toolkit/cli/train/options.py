@@ -155,9 +155,13 @@ def warn_of_random_features(weights: str) -> None:
 
 
 def _describe(dataset: Dataset) -> None:
-    """Warn about skipped pictures and print the size of each split."""
+    """Warn about skipped pictures and training pictures among the test pictures; print the size of each split."""
+    from adedge.data.datasets import names_of, trained_on
+
     for sentence in dataset.skipped:
         warn(sentence)
+    if known := trained_on(dataset.test, [sample.digest for sample in dataset.train]):
+        warn(f"{len(known)} of the {len(dataset.test)} test pictures are training pictures too ({names_of(known)})")
     note(
         f"{dataset.name}: {len(dataset.train)} good pictures to train on, {len(dataset.calibration)} held out, "
         f"{len(dataset.test)} to test"
