@@ -77,7 +77,10 @@ def calibrate_command(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail on unreadable pictures instead of skipping them with a warning.")
+        bool,
+        typer.Option(
+            "--strict", help="Fail on pictures that cannot be read, or are of another kind, instead of skipping them."
+        ),
     ] = False,
 ) -> None:
     """Fit INT8 ranges, score normalisation and one decision threshold per precision, from good pictures only.

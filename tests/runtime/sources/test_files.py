@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -179,3 +180,25 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(SourceError, match="none of the 1 picture"):
         list(open_source(str(tmp_path / "pipe.png")))
+
+
+@pytest.mark.parametrize(("degrees", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
+def test_a_video_is_turned_as_its_metadata_says(tmp_path: Path, degrees: int, quarters: int) -> None:
+    """A phone stores the sensor's frames and, in the track header's matrix, the clockwise angle to show them at."""
+    stored = np.zeros((64, 96, 3), np.uint8)
+    stored[:32, :32] = 255
+    path = tmp_path / "phone.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
+    for _ in range(5):
+        writer.write(stored)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # version 0: behind times, track, duration, layer, group and volume
+    assert struct.unpack_from(">9i", data, matrix) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    cos, sin = round(np.cos(np.radians(degrees))) << 16, round(np.sin(np.radians(degrees))) << 16
+    struct.pack_into(">9i", data, matrix, cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    frame = next(iter(open_source(str(path)))).image
+    expected = np.rot90(stored, quarters)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 10

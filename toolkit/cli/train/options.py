@@ -79,7 +79,10 @@ Root = Annotated[
 ]
 Download = Annotated[bool, typer.Option("--download", help="Download a missing one-class set into --root.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail on an unreadable picture instead of skipping it with a warning.")
+    bool,
+    typer.Option(
+        "--strict", help="Fail on pictures that cannot be read, or are of another kind, instead of skipping them."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 Restart = Annotated[
