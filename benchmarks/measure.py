@@ -17,9 +17,9 @@ from adedge.benchmarks.accuracy import Accuracy, accuracy, masks_at_map_size, sc
 from adedge.benchmarks.latency import Contender, measure_latency
 from adedge.benchmarks.machine import has_int8_instructions, machine_facts
 from adedge.benchmarks.plots import require_matplotlib
-from adedge.benchmarks.report import Report, heat_maps, telling_pictures
+from adedge.benchmarks.report import Report, caution, heat_maps, telling_pictures
 from adedge.bundle import Bundle
-from adedge.data.datasets import Sample, load_dataset, names_of, trained_on
+from adedge.data.datasets import Sample, load_dataset, trained_on
 from adedge.errors import AdedgeError, EngineError
 from adedge.golden import read_golden
 from adedge.progress import Progress
@@ -109,13 +109,6 @@ def benchmark(
             contenders = [*reference, *engines.values()]
             metrics, sheets, accuracy_notes = _measure_accuracy(bundle, contenders, samples, progress)
             notes += accuracy_notes
-    if known:
-        sentence = (
-            f"{len(known)} of the {len(samples)} test pictures were trained on ({names_of(known)}): accuracy on new "
-            "pictures is lower than these figures say; test on other pictures."
-        )
-        notify(sentence)
-        notes.insert(0, sentence)
     if manifest.provenance.options.get("weights") == "none":
         notes.append(
             "The backbone has random features (--weights none): one trained on ImageNet is likely to do better."
@@ -133,11 +126,13 @@ def benchmark(
         machine=machine_facts(),
         latency=latency,
         accuracy=metrics,
-        trained_on=len(known),
+        trained_on=tuple(known),
         reference=manifest.reference,
         engines={str(key): read_record(bundle, key) for key in engines},
         notes=tuple(notes),
     )
+    if report.trained_on:
+        notify(caution(report))
     return Benchmark(report=report, sheets=sheets)
 
 

@@ -88,7 +88,8 @@ def calibrate_command(
     A threshold guarantees that a new good picture is judged anomalous with probability at most --false-alarm-rate. This
     takes at least 1 / rate - 1 good pictures that the detector was not trained on: 99 for 0.01, 19 for 0.05.
     """
-    from adedge.data.datasets import load_dataset, names_of, trained_on
+    from adedge.data.datasets import load_dataset, trained_on
+    from adedge.data.folders import first_few
     from adedge.export.calibrate import calibrate, fit_thresholds
 
     precisions = parse_precisions(precision)
@@ -97,7 +98,7 @@ def calibrate_command(
     for message in dataset.skipped:
         warn(message)
     known = trained_on((*dataset.train, *dataset.calibration), bundle.json("training.json")["pictures"])
-    named = f" ({names_of(known)})" if known else ""
+    named = f" ({first_few(known)})" if known else ""
     if thresholds_only:
         with progress("calibrate") as step:
             result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)

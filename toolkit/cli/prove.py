@@ -59,7 +59,8 @@ def prove_command(
     with progress("prove") as step:
         pictures = None
         if data is not None:
-            from adedge.data.datasets import load_dataset, names_of, trained_on
+            from adedge.data.datasets import load_dataset, trained_on
+            from adedge.data.folders import first_few
 
             dataset = load_dataset(data, root=root)
             for message in dataset.skipped:
@@ -67,7 +68,7 @@ def prove_command(
             samples = dataset.test or (*dataset.train, *dataset.calibration)
             if known := trained_on(samples, bundle.json("training.json")["pictures"]):
                 warn(
-                    f"{len(known)} of these {len(samples)} pictures were trained on ({names_of(known)}): they lie far "
+                    f"{len(known)} of these {len(samples)} pictures were trained on ({first_few(known)}): they lie far "
                     "below the threshold, where verdicts seldom differ; give other pictures"
                 )
             pictures, bundle = pictures_with_scores(bundle, samples, progress=step)

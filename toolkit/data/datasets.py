@@ -22,9 +22,7 @@ from adedge.data.layouts import Found, found_in
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
 
-__all__ = ["Dataset", "Sample", "load_dataset", "names_of", "trained_on"]
-
-_NAMED = 3  # pictures that a sentence names
+__all__ = ["Dataset", "Sample", "load_dataset", "trained_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +77,10 @@ def load_dataset(
     return _dataset(data, samples, strict=strict, holdout=holdout, seed=seed)
 
 
-def trained_on(samples: Iterable[Sample], digests: Collection[str]) -> list[Sample]:
-    """The samples whose contents are among the training pictures; ``digests`` are those of a bundle's training.json."""
+def trained_on(samples: Iterable[Sample], digests: Collection[str]) -> list[str]:
+    """The names of samples with the contents of training pictures; ``digests`` are those in training.json."""
     known = set(digests)
-    return [sample for sample in samples if sample.digest in known]
-
-
-def names_of(samples: Sequence[Sample]) -> str:
-    """The first few samples by name, for a sentence; those without a file by their digest."""
-    names = [sample.digest if sample.path is None else "/".join(sample.path.parts[-2:]) for sample in samples[:_NAMED]]
-    more = [f"and {len(samples) - _NAMED} more"] if len(samples) > _NAMED else []
-    return ", ".join(names + more)
+    return [sample.name for sample in samples if sample.digest in known]
 
 
 def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -78,8 +78,9 @@ class LeftOut:
         """A clause for each reason, such as "2 hidden or system entries (@eaDir, ._a.png)"."""
         clauses = []
         if self.unreadable:
-            listed = _listed(self.unreadable)
-            clauses.append(f"{_counted(len(self.unreadable), 'folder')} that cannot be read ({listed})")
+            clauses.append(
+                f"{_counted(len(self.unreadable), 'folder')} that cannot be read, {first_few(self.unreadable)}"
+            )
         if self.unknown:
             kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(self.unknown.items()))
             clauses.append(
@@ -87,7 +88,7 @@ class LeftOut:
                 "convert pictures to PNG or JPEG, and give videos one by one"
             )
         if self.hidden:
-            clauses.append(f"{_counted(len(self.hidden), 'hidden or system entry')} ({_listed(self.hidden)})")
+            clauses.append(f"{_counted(len(self.hidden), 'hidden or system entry')} ({first_few(self.hidden)})")
         return "; ".join(clauses)
 
 
@@ -122,21 +123,23 @@ def list_folder(top: Path) -> Listing:
     found: dict[_Kind, list[Path]] = {kind: [] for kind in get_args(_Kind)}
     found["folder"].append(top)
     unreadable: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int | str]] = set()
     # Links wait until all real folders are read, so that a folder that is reached twice has its real name.
     while found["folder"] or found["link"]:
         folder = found["folder"].pop() if found["folder"] else found["link"].pop(0)
         try:
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
+            # Some network file systems number nothing.
+            identity = (status.st_dev, status.st_ino or str(folder.resolve()))
+            if identity in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     found[_kind(entry)].append(folder / entry.name)
         except OSError as error:
-            unreadable.append(f"{folder}: {error.strerror or error}")
-    unreadable += [f"{path}: the link leads nowhere, or where this user may not read" for path in found["lost"]]
+            unreadable.append(f"{folder} ({error.strerror or error})")
+    unreadable += [f"{path} (the link leads nowhere, or where this user may not read)" for path in found["lost"]]
     left_out = LeftOut(
         unknown=Counter(path.suffix.lower() for path in found["unknown"]),
         unreadable=tuple(sorted(unreadable)),
@@ -144,6 +147,12 @@ def list_folder(top: Path) -> Listing:
     )
     files = len(found["picture"]) + len(found["unknown"]) + len(found["other"])
     return Listing(pictures=tuple(sorted(found["picture"])), left_out=left_out, files=files)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first names and the number of the others, for a sentence."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def is_picture(path: Path) -> bool:
@@ -226,11 +235,6 @@ def _start_of(path: Path) -> bytes:
             return stream.read(16)
     except OSError:
         return b""
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _counted(count: int, noun: str) -> str:

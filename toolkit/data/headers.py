@@ -18,6 +18,7 @@ Format = Literal["PNG", "JPEG", "BMP", "TIFF", "WebP", "PNM", "JPEG 2000"]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: start, then the segment with the size
+_MOST_SCANS = 100  # of a progressive JPEG, which has about ten: each takes as long as a picture
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # a marker other than a restart
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _NO_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment, and stuffed zeros
@@ -96,10 +97,10 @@ def _png(data: bytes) -> Header | None:
     return Header(format="PNG", height=height, width=width, orientation=orientation, complete=complete)
 
 
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: bytes) -> Header | None:
     """Walk the segments up to the end marker of the first picture: a phone may append a video, a second picture."""
     height = width = 0
-    orientation, complete, position = 1, False, 2
+    orientation, complete, position, scans = None, False, 2, 0
     while (position := data.find(b"\xff", position)) >= 0:
         while data[position : position + 1] == b"\xff":
             position += 1
@@ -115,15 +116,20 @@ def _jpeg(data: bytes) -> Header:
         (length,) = struct.unpack_from(">H", data, position)
         if marker in _START_OF_FRAME and not height and position + 7 <= len(data):
             height, width = struct.unpack_from(">HH", data, position + 3)
-        elif marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0" and orientation == 1:
+        elif marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0" and orientation is None:
             orientation = _exif_orientation(data[position + 8 : position + length])
         position += length
         if marker == 0xDA:
+            scans += 1
+            if scans > _MOST_SCANS:
+                return None
             end = _END_OF_SCAN.search(data, position)
             if end is None:
                 break
             position = end.start()
-    return Header(format="JPEG", height=height, width=width, orientation=orientation, lossy=True, complete=complete)
+    return Header(
+        format="JPEG", height=height, width=width, orientation=orientation or 1, lossy=True, complete=complete
+    )
 
 
 def _bmp(data: bytes) -> Header:

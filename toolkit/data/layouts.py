@@ -20,7 +20,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adedge.data.folders import LeftOut, Listing, find_pictures, folders_in, is_folder, list_folder, loose_pictures
+from adedge.data.folders import (
+    LeftOut,
+    Listing,
+    find_pictures,
+    first_few,
+    folders_in,
+    is_folder,
+    list_folder,
+    loose_pictures,
+)
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
 from adedge.limits import TABLE_BYTES, read_file
@@ -74,9 +83,8 @@ def classes_in(folder: Path) -> list[Path]:
 def _readable(listing: Listing) -> Listing:
     """Return the listing, or raise `DataError` if a folder in it cannot be read: its pictures would be missing."""
     if unreadable := listing.left_out.unreadable:
-        others = f", as {len(unreadable) - 1} others" if len(unreadable) > 1 else ""
         raise DataError(
-            f"the folder {unreadable[0]}: it cannot be read{others}; change its permissions, or move it away"
+            f"cannot read {first_few(unreadable)}: mount the folder, change its permissions, or move it away"
         )
     return listing
 

@@ -36,6 +36,11 @@ class Sample:
         if (self.path is None) == (self.array is None):
             raise DataError("a sample has either a path or an array")
 
+    @property
+    def name(self) -> str:
+        """A short name for messages: the file with its folder, or the digest."""
+        return self.digest if self.path is None else "/".join(self.path.parts[-2:])
+
     def read(self) -> NDArray[np.uint8]:
         """The picture: uint8, (H, W, 3) in BGR order or (H, W, 1). Raises `DataError` if it cannot be read."""
         if self.array is not None:

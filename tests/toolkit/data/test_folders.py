@@ -92,7 +92,7 @@ def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
         "deep/c.png",
         "line1/b.png",
     ]
-    assert [text.split(":")[0] for text in found.left_out.unreadable] == [str(tmp_path / "parts/line1/self")]
+    assert [text.split(" (")[0] for text in found.left_out.unreadable] == [str(tmp_path / "parts/line1/self")]
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_folder_that_may_not_be_read_is_named_and_an_error_in_training(open_pa
     with as_nobody():
         found = find_pictures(open_path)
         assert found.pictures == (open_path / "a.png",)
-        assert found.left_out.unreadable == (f"{open_path / 'secret'}: Permission denied",)
-        with pytest.raises(DataError, match="secret: Permission denied.*change its permissions"):
+        assert found.left_out.unreadable == (f"{open_path / 'secret'} (Permission denied)",)
+        with pytest.raises(DataError, match="secret .Permission denied.: mount the folder, change its permissions"):
             load_dataset(str(open_path))
 
 

@@ -187,6 +187,15 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(name: str) -> None:
             decode_picture(data[:length], "x")
 
 
+def test_a_jpeg_of_more_scans_than_anybody_writes_is_refused() -> None:
+    """Each scan costs as much time as a picture, and a few bytes."""
+    data = FILES["jpeg-progressive"]
+    start = data.rindex(b"\xff\xda")
+    many = data[:start] + 200 * data[start:-2] + data[-2:]
+    with pytest.raises(DataError, match="^x cannot be decoded"):
+        decode_picture(many, "x")
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -159,12 +159,13 @@ def warn_of_random_features(weights: str) -> None:
 
 def _describe(dataset: Dataset) -> None:
     """Warn about skipped pictures and training pictures among the test pictures; print the size of each split."""
-    from adedge.data.datasets import names_of, trained_on
+    from adedge.data.datasets import trained_on
+    from adedge.data.folders import first_few
 
     for sentence in dataset.skipped:
         warn(sentence)
     if known := trained_on(dataset.test, [sample.digest for sample in dataset.train]):
-        warn(f"{len(known)} of the {len(dataset.test)} test pictures are training pictures too ({names_of(known)})")
+        warn(f"{len(known)} of the {len(dataset.test)} test pictures are training pictures too ({first_few(known)})")
     note(
         f"{dataset.name}: {len(dataset.train)} good pictures to train on, {len(dataset.calibration)} held out, "
         f"{len(dataset.test)} to test"
