@@ -31,18 +31,8 @@ _OTHER_CONTENTS = (b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  
 
 # Made by NAS, archives and desktops: thumbnails, bins and copies of names.
 _SYSTEM_NAMES = frozenset(
-    {
-        "@eadir",
-        "@recycle",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "__macosx",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-    }
-    | {"system volume information"}
+    {"@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found"}
+    | {"system volume information", "thumbs.db", "ehthumbs.db"}
 )
 _NAMED = 3  # entries that a sentence names; it counts the rest
 
@@ -162,7 +152,7 @@ def is_picture(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder, as far as this user may see: unlike `Path.is_dir`, it never raises."""
+    """Whether a path is a folder, as far as this user may see: unlike `Path.is_dir`, it raises nothing."""
     try:
         return path.is_dir()
     except OSError:
@@ -200,14 +190,11 @@ _Kind = Literal["picture", "folder", "link", "hidden", "unknown", "lost", "other
 def _kind(entry: os.DirEntry[str]) -> _Kind:
     path = Path(entry.path)
     suffix = path.suffix.lower()
-    try:
-        is_folder = entry.is_dir()
-    except OSError:  # a link in a loop, or into a folder that this user may not enter
-        is_folder = False
+    folder = is_folder(path)
     if is_hidden(entry.name):
-        counts = is_folder or entry.name.lower() in _SYSTEM_NAMES or suffix in PICTURE_SUFFIXES
+        counts = folder or entry.name.lower() in _SYSTEM_NAMES or suffix in PICTURE_SUFFIXES
         return "hidden" if counts else "other"
-    if is_folder:
+    if folder:
         return "link" if entry.is_symlink() else "folder"
     if suffix in PICTURE_SUFFIXES:  # also a broken link or a pipe: reading it says what is wrong
         return "picture"

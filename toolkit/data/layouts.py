@@ -312,20 +312,21 @@ def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
     lines: dict[Path, int] = {}
     for row in rows:
         place = f"{table}, line {row.line}"
-        if row.split not in parts:
+        split = row.split.lower()
+        if split not in parts:
             raise DataError(f"{place}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
         label = _LABELS.get(row.label.lower())
         if label is None:
             raise DataError(f"{place}: label '{row.label}' is not known: give good or anomalous")
-        if label and row.split != "test":
-            raise DataError(f"{place}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
+        if label and split != "test":
+            raise DataError(f"{place}: an anomalous picture is in {split}, which takes good ones: move it to test")
         path = _resolve(root, row.path, f"{place}: the picture")
         if path in lines:
             raise DataError(f"{place}: {row.path} is already in line {lines[path]}: remove one of the two")
         lines[path] = row.line
         mask = _resolve(root, row.mask, f"{place}: the mask") if row.mask and label else None
         kind = (row.kind or "anomaly") if label else GOOD
-        parts[row.split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
+        parts[split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
     if not parts["train"]:
         raise DataError(f"{table} has no row whose split is train: training requires good pictures")
     return Found(good=parts["train"], calibration=parts["calibration"] or None, test=parts["test"])

@@ -221,7 +221,7 @@ def table_pictures(root: Path) -> None:
         TABLE.replace(",", "\t").encode("utf-16"),  # Excel's "Unicode text"
         b"\xfe\xff" + TABLE.encode("utf-16-be"),
         TABLE.replace("\n", "\r").encode(),
-        TABLE.replace("path,split,label", "Path, Split ,LABEL").encode(),
+        TABLE.replace("path,split,label", "Path, Split ,LABEL").replace("train,good", "Train,Good").encode(),
         TABLE.replace("line 1/", "line 1\\").replace("masks/", "masks\\").encode(),
         '"path","split","label","mask","kind"\n"line 1/ä.png","train","good","",""\n'.encode()
         + b'"line 1/b.png","test","anomalous","masks/b.png","scratch"\n',
