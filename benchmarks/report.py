@@ -103,8 +103,8 @@ def caution(report: Report) -> str:
         return ""
     pictures = next(iter(report.accuracy.values())).pictures
     return (
-        f"{len(report.trained_on)} of the {pictures} test pictures were trained on ({first_few(report.trained_on)}): "
-        "accuracy on new pictures is lower than these figures say; test on other pictures."
+        f"The detector was trained on {len(report.trained_on)} of the {pictures} test pictures "
+        f"({first_few(report.trained_on)}): accuracy on new pictures is lower than these figures say; test on others."
     )
 
 

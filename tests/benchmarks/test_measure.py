@@ -172,7 +172,7 @@ def test_test_pictures_that_were_trained_on_are_named_beside_the_figures(bundle:
         draft.write_json("training.json", {"pictures": [sample.digest for sample in good[:2]], "history": []})
     notices: list[str] = []
     report = benchmark(Bundle.open(bundle.path), dataset.name, QUICK, notify=notices.append).report
-    said = "2 of the 12 test pictures were trained on (good/0.png, good/1.png): accuracy on new pictures is lower"
+    said = "The detector was trained on 2 of the 12 test pictures (good/0.png, good/1.png): accuracy on new pictures"
     assert report.trained_on == ("good/0.png", "good/1.png")
     assert [notice.startswith(said) for notice in notices] == [True]
     assert said in markdown(report)

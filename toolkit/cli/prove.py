@@ -68,8 +68,8 @@ def prove_command(
             samples = dataset.test or (*dataset.train, *dataset.calibration)
             if known := trained_on(samples, bundle.json("training.json")["pictures"]):
                 warn(
-                    f"{len(known)} of these {len(samples)} pictures were trained on ({first_few(known)}): they lie far "
-                    "below the threshold, where verdicts seldom differ; give other pictures"
+                    f"the detector was trained on {len(known)} of these {len(samples)} pictures ({first_few(known)}): "
+                    "they lie far below the threshold, where verdicts seldom differ; give others"
                 )
             pictures, bundle = pictures_with_scores(bundle, samples, progress=step)
         proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))

@@ -143,7 +143,7 @@ def test_pictures_that_were_trained_on_are_named(
         draft.write_json("training.json", {"pictures": [sample.digest for sample in red_samples[:5]], "history": []})
     (pictures / "renamed.png").write_bytes((pictures / "005.png").read_bytes())  # contents count, not names
     said = invoke("prove", bundle.path, pictures).stderr
-    assert "6 of these 26 pictures were trained on (" in said
+    assert "the detector was trained on 6 of these 26 pictures (" in said
     assert "and 3 more" in said
     fitted = invoke("calibrate", bundle.path, pictures, "--thresholds-only").stderr
     assert "20 good pictures for thresholds; 5 training pictures left out (" in fitted
