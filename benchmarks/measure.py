@@ -17,9 +17,9 @@ from adedge.benchmarks.accuracy import Accuracy, accuracy, masks_at_map_size, sc
 from adedge.benchmarks.latency import Contender, measure_latency
 from adedge.benchmarks.machine import has_int8_instructions, machine_facts
 from adedge.benchmarks.plots import require_matplotlib
-from adedge.benchmarks.report import Report, heat_maps, telling_pictures
+from adedge.benchmarks.report import Report, caution, heat_maps, telling_pictures
 from adedge.bundle import Bundle
-from adedge.data.datasets import Sample, load_dataset
+from adedge.data.datasets import Sample, load_dataset, trained_on
 from adedge.errors import AdedgeError, EngineError
 from adedge.golden import read_golden
 from adedge.processors import physical_cores
@@ -84,10 +84,13 @@ def benchmark(
     require_matplotlib()
     manifest = bundle.manifest
     dataset = None if data is None else load_dataset(str(data), root=root)
+    for sentence in () if dataset is None else dataset.skipped:
+        notify(sentence)
     samples = [] if dataset is None else [sample for sample in dataset.test if sample.label >= 0]
     labelled = len({sample.label for sample in samples}) == 2
     if dataset is not None and not labelled:
         notify(f"{dataset.name} has no good and anomalous test pictures: only latency is measured")
+    known = trained_on(samples, bundle.json("training.json")["pictures"]) if labelled else []
     with ExitStack() as stack:
         engines, records, notes = _load_engines(bundle, options, stack)
         # Loaded first, so that a missing framework fails before latency is measured for minutes.
@@ -123,10 +126,13 @@ def benchmark(
         machine=machine_facts(),
         latency=latency,
         accuracy=metrics,
+        trained_on=tuple(known),
         reference=manifest.reference,
         engines={str(key): record for key, record in records.items()},
         notes=tuple(notes),
     )
+    if report.trained_on:
+        notify(caution(report))
     return Benchmark(report=report, sheets=sheets)
 
 

@@ -16,6 +16,7 @@ from adedge.benchmarks import plots
 from adedge.benchmarks.accuracy import Accuracy, Scored
 from adedge.benchmarks.latency import Latency
 from adedge.data.datasets import Sample
+from adedge.data.folders import first_few
 from adedge.errors import DataError
 from adedge.files import write_whole
 from adedge.intervals import rate_bound
@@ -31,7 +32,8 @@ HEAD_ACCURACY = ("pixel AUROC", "AUPRO", "best F1", "false alarms", "misses", "f
 class Report(Record):
     """report.json: what was measured, on which machine and data, and by which command.
 
-    ``input`` is the network input's (C, H, W), ``reference`` the contender that flips are counted against.
+    ``input`` is the network input's (C, H, W), ``reference`` the contender that flips are counted against;
+    ``trained_on`` names the test pictures that the detector was trained on.
     """
 
     report_version: int = 1
@@ -47,6 +49,7 @@ class Report(Record):
     machine: dict[str, str]
     latency: dict[str, Latency]
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    trained_on: tuple[str, ...] = ()
     engines: dict[str, EngineRecord] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -100,6 +103,17 @@ def headline(report: Report) -> str:
     return f"Verdicts that differ from the {model}'s, of {pictures} pictures: {flips}."
 
 
+def caution(report: Report) -> str:
+    """A sentence on test pictures that were trained on; empty if there are none."""
+    if not report.trained_on:
+        return ""
+    pictures = next(iter(report.accuracy.values())).pictures
+    return (
+        f"The detector was trained on {len(report.trained_on)} of the {pictures} test pictures "
+        f"({first_few(report.trained_on)}): accuracy on new pictures is lower than these figures say; test on others."
+    )
+
+
 def rows(report: Report) -> list[list[str]]:
     """One row of text per contender, with the columns `HEAD` and `HEAD_ACCURACY`."""
     table = []
@@ -134,6 +148,8 @@ def markdown(report: Report) -> str:
     head = [*HEAD, *HEAD_ACCURACY]
     lines = [f"# {report.bundle}", "", headline(report), "", _markdown_row(head), _markdown_row(["---"] * len(head))]
     lines += [_markdown_row(row) for row in rows(report)]
+    if report.trained_on:
+        lines += ["", f"**{caution(report)}**"]
     lines += ["", f"Latencies in milliseconds, {_at_once(report)}.", ""]
     lines += [f"- {note}" for note in report.notes]
     lines += ["", "| | |", "| --- | --- |", *(_markdown_row(pair) for pair in _facts(report))]
@@ -144,6 +160,8 @@ def page(report: Report, sheets: Mapping[str, bytes]) -> str:
     """The report as one self-contained HTML page; ``sheets`` are pictures of heat maps (JPEG) by contender."""
     parts = [f"<h1>{_text(report.bundle)}</h1>", f'<p class="lead">{_text(headline(report))}</p>']
     parts += [_table([*HEAD, *HEAD_ACCURACY], rows(report))]
+    if report.trained_on:
+        parts += [f"<p><b>{_text(caution(report))}</b></p>"]
     parts += [
         f"<p>Latencies in milliseconds, {_at_once(report)}. <b>network</b>: the engine alone. <b>frame</b>: "
         "preprocess to score. <b>verdict</b>: capture to the verdict handed to the first sink.</p>"

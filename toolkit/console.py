@@ -52,14 +52,19 @@ def progress(title: str) -> Iterator[Progress]:
         yield step
 
 
+def one_line(text: str) -> str:
+    """The text with control characters, which names of files may contain, written as escapes such as \\n or \\x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def note(text: str, style: str | None = None) -> None:
     """Print one line to stderr, without markup: file names may contain brackets.
 
     It is never broken, so that a command in it can be copied, and a log be searched.
     """
-    console.print(text, style=style, markup=False, soft_wrap=True)
+    console.print(one_line(text), style=style, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print one line to stderr, marked as a warning."""
-    console.print("[yellow]warning:[/yellow]", escape(text), soft_wrap=True)
+    console.print("[yellow]warning:[/yellow]", escape(one_line(text)), soft_wrap=True)

@@ -32,6 +32,8 @@ ADDRESS_BYTES = Limit(64 << 10, "KB", 1 << 10)  # of a file that holds the addre
 JSON_BYTES = Limit(64 << 20, "MB", 1 << 20)
 JSON_DEPTH = Limit(100, "levels")
 ARCHIVE_BYTES = Limit(8 << 30, "GB", 1 << 30)  # of all its files together, decompressed
+SET_BYTES = Limit(1 << 30, "GB", 1 << 30)  # of one file of a labelled set, decompressed
+TABLE_BYTES = Limit(64 << 20, "MB", 1 << 20)
 GRAPH_BYTES = Limit(2 << 30, "GB", 1 << 30)  # ONNX's own limit without external data
 
 

@@ -19,8 +19,9 @@ from adedge.benchmarks.evaluation.cells import Cell, Measured, store
 from adedge.benchmarks.evaluation.published import class_of
 from adedge.benchmarks.evaluation.tasks import Task
 from adedge.bundle import Bundle
-from adedge.console import note, progress
-from adedge.data.datasets import Dataset, load_dataset
+from adedge.console import note, progress, warn
+from adedge.data.datasets import Dataset, load_dataset, trained_on
+from adedge.data.folders import first_few
 from adedge.errors import AdedgeError, DataError
 from adedge.specs import Record
 
@@ -54,6 +55,10 @@ def measure(request: Request) -> Cell:
     task, settings = request.task, request.settings
     # Nothing is held out, because nothing is calibrated: as in the papers, training uses all pictures.
     dataset = load_dataset(task.column.data, holdout=0.0, root=settings.root)
+    for sentence in dataset.skipped:
+        warn(sentence)
+    if known := trained_on(dataset.test, [sample.digest for sample in dataset.train]):
+        warn(f"{len(known)} of the {len(dataset.test)} test pictures are training pictures too ({first_few(known)})")
     if {sample.label for sample in dataset.test} != {0, 1}:
         raise DataError(f"the test set of {task.column.data} needs good and anomalous pictures: add the missing kind")
     path = settings.folder / "bundles" / f"{task.stem}.adedge"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import cv2
 
-from adedge.data.pictures import list_pictures, read_picture
+from adedge.data.folders import find_pictures
+from adedge.data.pictures import read_picture
 from adedge.errors import DataError, SourceError
 from adedge.runtime.sources.container import read_container
 from adedge.runtime.sources.frame import Frame, FrameSource, Notify, ignore
@@ -19,7 +20,8 @@ from adedge.runtime.sources.reader import Reader
 class FolderSource(FrameSource):
     """The pictures in a folder and its sub-folders, sorted by name, or a single picture file; sizes may differ.
 
-    An unreadable picture is reported to ``notify`` and skipped; with ``strict`` it raises `DataError`.
+    An unreadable picture is reported to ``notify`` and skipped; so are, once, folders that cannot be read and pictures
+    and videos of kinds that are not read. ``skipped`` counts them all. With ``strict`` each raises `DataError`.
     """
 
     def __init__(self, path: Path, *, strict: bool = False, notify: Notify | None = None) -> None:
@@ -32,16 +34,27 @@ class FolderSource(FrameSource):
         self._closed = threading.Event()
 
     def open(self) -> None:
-        """List the pictures. Raises `SourceError` if there are none."""
-        try:
-            self._paths = [self._path] if self._path.is_file() else list_pictures(self._path)
-        except DataError as error:
-            raise SourceError(str(error)) from error
+        """List the pictures. Raises `SourceError` if there are none, `DataError` if ``strict`` and one is left out."""
+        if self._path.is_dir():
+            try:
+                listing = find_pictures(self._path)
+            except DataError as error:
+                raise SourceError(str(error)) from error
+            self._paths = list(listing.pictures)
+            self.skipped = listing.left_out.missed
+            if listing.left_out:
+                sentence = f"{self.name}: left out {listing.left_out}"
+                if self._strict and self.skipped:
+                    raise DataError(sentence)
+                self._notify(sentence)
+        else:
+            self._paths = [self._path]
         self.total = len(self._paths)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the pictures in order. Raises `SourceError` if none of them can be read."""
-        root = self._path.parent if self._path.is_file() else self._path
+        root = self._path if self._path.is_dir() else self._path.parent
+        unreadable = 0
         for index, path in enumerate(self._paths):
             if self._closed.is_set():
                 return
@@ -50,14 +63,13 @@ class FolderSource(FrameSource):
             except DataError as error:
                 if self._strict:
                     raise
+                unreadable += 1
                 self.skipped += 1
                 self._notify(f"{error} (skipped)")
                 continue
             yield Frame(index, time.monotonic_ns(), image, path.relative_to(root).as_posix())
-        if self.skipped == len(self._paths):
-            raise SourceError(
-                f"none of the {self.skipped} picture(s) in {self.name} can be read: see the warnings above"
-            )
+        if unreadable == len(self._paths):
+            raise SourceError(f"none of the {unreadable} picture(s) in {self.name} can be read: see the warnings above")
 
     def close(self) -> None:
         """End the iteration."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from adedge.data.pictures import PICTURE_SUFFIXES
+from adedge.data.folders import is_picture
 from adedge.errors import SourceError, UsageError
 from adedge.runtime.sources.address import Address, resolve, shown
 from adedge.runtime.sources.array import ArraySource
@@ -86,7 +86,7 @@ def _source_at(
         raise UsageError(f"unknown kind of source '{where.shown}': give {FORMS}")
     path = Path(uri)
     try:
-        if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
+        if path.is_dir() or (path.exists() and is_picture(path)):
             return FolderSource(path, strict=strict, notify=notify)
         if path.is_file():
             return VideoSource(path, strict=strict, notify=notify)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adedge.benchmarks.measure import BenchmarkOptions, _latency_notes, benchmark
-from adedge.benchmarks.report import headline
+from adedge.benchmarks.report import headline, markdown, page
 from adedge.bundle import Bundle
 from adedge.data.datasets import Dataset
 from adedge.errors import EngineError, MissingDependency
@@ -189,3 +189,30 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_measured(
     with pytest.raises(MissingDependency, match=r"needs the package 'matplotlib': pip install 'adedge\[report\]'"):
         benchmark(bundle, progress=lambda done, total, text: steps.append(done))
     assert steps == []
+
+
+def test_test_pictures_that_were_trained_on_are_named_beside_the_figures(bundle: Bundle, dataset: Dataset) -> None:
+    good = [sample for sample in dataset.test if sample.label == 0]
+    with bundle.edit() as draft:
+        draft.write_json("training.json", {"pictures": [sample.digest for sample in good[:2]], "history": []})
+    notices: list[str] = []
+    report = benchmark(Bundle.open(bundle.path), dataset.name, QUICK, notify=notices.append).report
+    said = "The detector was trained on 2 of the 12 test pictures (good/0.png, good/1.png): accuracy on new pictures"
+    assert report.trained_on == ("good/0.png", "good/1.png")
+    assert [notice.startswith(said) for notice in notices] == [True]
+    assert said in markdown(report)
+    assert said in page(report, {})
+    with Bundle.open(bundle.path).edit() as draft:
+        draft.write_json("training.json", {"pictures": [sample.digest for sample in dataset.train], "history": []})
+    clean = benchmark(Bundle.open(bundle.path), dataset.name, QUICK, notify=notices.append).report
+    assert (clean.trained_on, len(notices)) == ((), 1)
+    assert "trained on" not in markdown(clean) + page(clean, {})
+
+
+def test_pictures_that_a_benchmark_leaves_out_are_said(bundle: Bundle, dataset: Dataset) -> None:
+    (Path(dataset.name) / "test/good/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    notices: list[str] = []
+    benchmark(bundle, dataset.name, QUICK, notify=notices.append)
+    assert len(notices) == 1
+    assert "left out 1 file" in notices[0]
+    assert "(1 .heic)" in notices[0]

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from adedge.console import one_line
 from adedge.errors import AdedgeError
-from adedge.limits import VARIABLE
+from adedge.limits import PICTURE_PIXELS, VARIABLE, factor
 
 # Each module adds its command to `app`; --help lists them in this order, the order of use.
 COMMANDS = (
@@ -70,6 +71,10 @@ def _limits(
 ) -> None:
     if limits is not None:
         os.environ[VARIABLE] = str(finite(limits))
+    # OpenCV reads these when it is loaded. Its own limit of pixels is a second guard, behind the one on headers; adedge
+    # reports itself what OpenCV would log.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(int(PICTURE_PIXELS.value * factor())))
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
 INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
@@ -88,7 +93,7 @@ def main() -> None:
     except AdedgeError as error:
         if debug:
             raise
-        sys.stderr.write(f"adedge: {error}\n")
+        sys.stderr.write(f"adedge: {one_line(str(error))}\n")
         code = error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("adedge: interrupted; nothing was left half-written\n")
@@ -102,7 +107,7 @@ def main() -> None:
             raise
         # Commands report bad input themselves; this catches the rest: missing permissions, a full disk.
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        sys.stderr.write(f"adedge: {where}{error.strerror or error}\n")
+        sys.stderr.write(f"adedge: {one_line(f'{where}{error.strerror or error}')}\n")
         code = 1
     sys.exit(code)
 

@@ -82,7 +82,10 @@ def calibrate_command(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the files of a one-class set.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail on unreadable pictures instead of skipping them with a warning.")
+        bool,
+        typer.Option(
+            "--strict", help="Fail on pictures that cannot be read, or are of another kind, instead of skipping them."
+        ),
     ] = False,
 ) -> None:
     """Fit INT8 ranges, score normalisation and one decision threshold per precision, from good pictures only.
@@ -93,7 +96,8 @@ def calibrate_command(
     A precision that cannot be made, or deviates too far from the model, gets no graph and no threshold; the others do,
     and the exit code is 1.
     """
-    from adedge.data.datasets import load_dataset
+    from adedge.data.datasets import load_dataset, trained_on
+    from adedge.data.folders import first_few
     from adedge.export.calibrate import calibrate, fit_thresholds
 
     precisions = parse_precisions(precision)
@@ -101,12 +105,14 @@ def calibrate_command(
     dataset = load_dataset(data, strict=strict, root=root)
     for message in dataset.skipped:
         warn(message)
+    known = trained_on((*dataset.train, *dataset.calibration), bundle.json("training.json")["pictures"])
+    named = f" ({first_few(known)})" if known else ""
     if thresholds_only:
         with progress("calibrate") as step:
             result = fit_thresholds(bundle, dataset, false_alarm_rate=false_alarm_rate, progress=step)
         note(
             f"{len(result.parts.thresholds)} good pictures for thresholds; {result.parts.trained_on} training pictures "
-            f"left out{_golden(result.parts)}"
+            f"left out{named}{_golden(result.parts)}"
         )
         output.print(_thresholds(result.bundle.manifest))
         for message in result.notes:
@@ -128,7 +134,7 @@ def calibrate_command(
     parts, manifest = result.parts, result.bundle.manifest
     note(
         f"{len(parts.thresholds)} good pictures for thresholds, {len(parts.int8)} others for INT8; {parts.trained_on} "
-        f"training pictures left out of the thresholds{_golden(parts)}"
+        f"training pictures left out of the thresholds{named}{_golden(parts)}"
     )
     print_graphs(manifest.graphs)
     output.print(_thresholds(manifest))

@@ -110,6 +110,8 @@ def import_command(
     for message in frames.skipped:
         warn(message)
     training = None if trained_on is None else load_dataset(trained_on, root=root, holdout=0)
+    for message in () if training is None else training.skipped:
+        warn(message)
     bundle, notes = import_model(
         model, description, frames, output=output, trained_on=training, overwrite=overwrite, timeout_s=timeout
     )

@@ -77,14 +77,19 @@ def prove_command(
     with progress("prove") as step:
         pictures = None
         if data is not None:
-            from adedge.data.datasets import load_dataset
+            from adedge.data.datasets import load_dataset, trained_on
+            from adedge.data.folders import first_few
 
             dataset = load_dataset(data, root=root)
             for message in dataset.skipped:
                 warn(message)
-            pictures, bundle = pictures_with_scores(
-                bundle, dataset.test or (*dataset.train, *dataset.calibration), progress=step, store=storing
-            )
+            samples = dataset.test or (*dataset.train, *dataset.calibration)
+            if known := trained_on(samples, bundle.json("training.json")["pictures"]):
+                warn(
+                    f"the detector was trained on {len(known)} of these {len(samples)} pictures ({first_few(known)}): "
+                    "they lie far below the threshold, where verdicts seldom differ; give others"
+                )
+            pictures, bundle = pictures_with_scores(bundle, samples, progress=step, store=storing)
         proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))
     record = json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}, indent=2)
     if as_json:

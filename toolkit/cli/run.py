@@ -114,7 +114,8 @@ def run(
         bool,
         typer.Option(
             "--strict",
-            help="Fail on an unreadable picture or a damaged video, do not skip what cannot be read.",
+            help="Fail on pictures that cannot be read or are of another kind, and on damaged videos, instead of "
+            "skipping.",
         ),
     ] = False,
     reconnect: Annotated[

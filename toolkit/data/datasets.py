@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
 from adedge.processors import available_processors
 
-__all__ = ["Dataset", "Sample", "load_dataset"]
+__all__ = ["Dataset", "Sample", "load_dataset", "trained_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,9 @@ class Dataset:
     """Pictures in three disjoint parts: a training set, held-out good pictures for calibration, and a test set.
 
     ``train`` and ``calibration`` are good (label 0); ``test`` is mixed, and empty if nothing is labelled. ``skipped``
-    has a sentence for every picture left out. ``sizes`` counts the pictures by (height, width). ``digest`` is the
-    SHA-256 (hex) over the sorted digests of all samples: the same data has the same digest.
+    has a sentence for every unreadable picture, and one for what else was left out of the folders. ``sizes`` counts the
+    pictures by (height, width). ``digest`` is the SHA-256 (hex) over the sorted digests of all samples: the same data
+    has the same digest.
     """
 
     name: str
@@ -56,16 +57,16 @@ def load_dataset(
     """Load ``data``: a folder in one of `adedge.data.layouts`, a CSV manifest, or one class of a set, as "mnist:3".
 
     ``holdout`` is the fraction of the good training pictures to set aside for calibration, drawn with ``seed``; it is
-    ignored if the data has calibration pictures of its own. An unreadable picture is skipped and listed in
-    ``Dataset.skipped``; with ``strict`` it raises. The files of the one-class sets are read from ``root`` (default:
-    $ADEDGE_DATA, else ~/.cache/adedge) and downloaded only with ``download``.
+    ignored if the data has calibration pictures of its own. An unreadable picture, or one of a kind that is not read,
+    is skipped and listed in ``Dataset.skipped``; with ``strict`` it raises. The files of the one-class sets are read
+    from ``root`` (default: $ADEDGE_DATA, else ~/.cache/adedge) and downloaded only with ``download``.
 
     >>> dataset = load_dataset("photos")
     >>> len(dataset.train), len(dataset.calibration), len(dataset.test)
     (32, 8, 8)
 
-    Raises `DataError` if there are no pictures, the layout is broken, a mask does not fit its picture, or a set is
-    unknown, incomplete or cannot be downloaded.
+    Raises `DataError` if there are no pictures, a folder cannot be read, the layout is broken, a mask does not fit its
+    picture, or a set is unknown, incomplete or cannot be downloaded.
     """
     if not 0 <= holdout < 1:
         raise DataError(f"the holdout is a fraction of the good pictures, at least 0 and below 1, not {holdout}")
@@ -77,8 +78,16 @@ def load_dataset(
     return _dataset(data, samples, strict=strict, holdout=holdout, seed=seed)
 
 
+def trained_on(samples: Iterable[Sample], digests: Collection[str]) -> list[str]:
+    """The names of samples with the contents of training pictures; ``digests`` are those in training.json."""
+    known = set(digests)
+    return [sample.name for sample in samples if sample.digest in known]
+
+
 def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: int) -> Dataset:
     """Leave out unreadable samples, and hold out calibration pictures if the layout has none."""
+    if strict and samples.left_out.missed:
+        raise DataError(f"{name}: left out {samples.left_out}")
     everything = [*samples.good, *(samples.calibration or ()), *samples.test]
     with ThreadPoolExecutor(available_processors()) as pool:
         results = dict(zip(everything, pool.map(_inspect, everything), strict=True))
@@ -101,7 +110,10 @@ def _dataset(name: str, samples: Found, *, strict: bool, holdout: float, seed: i
         train=tuple(train),
         calibration=tuple(calibration),
         test=tuple(test),
-        skipped=tuple(str(error) for error in problems.values()),
+        skipped=(
+            *(str(error) for error in problems.values()),
+            *([f"{name}: left out {samples.left_out}"] if samples.left_out else []),
+        ),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         sizes=Counter(result for result in results.values() if not isinstance(result, DataError)),
     )
@@ -123,7 +135,9 @@ def _inspect(sample: Sample) -> tuple[int, int] | DataError:
             f"{width} × {height}: they must have the same size"
         )
     if mask is not None and not mask.any():
-        return DataError(f"the mask {sample.mask_path} marks no pixel: defective pixels must not be 0 in 8 bits")
+        return DataError(
+            f"the mask {sample.mask_path} marks no pixel: defective pixels must not be black or transparent"
+        )
     sample.digest  # noqa: B018 - a cached property, computed in the pool
     return height, width
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import io
 import math
 import os
 import tarfile
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adedge.errors import DataError
+from adedge.limits import ARCHIVE_BYTES, SET_BYTES, Limit, check, read_file
 
 CLASSES = 10
 
@@ -75,6 +77,7 @@ SOURCES = {
 }
 _TIMEOUT_S = 60.0
 _LARGEST_BYTES = 200_000_000  # limit of a download, larger than any published file
+_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -147,19 +150,17 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or gzipped.
 
     It holds big-endian ``magic``, whose last byte counts the dimensions, then the shape, then the values.
-    Raises `DataError` if the file is damaged, truncated, longer than its header says, or has another magic number.
+    Raises `DataError` if the file is damaged, truncated, longer than its header says, too large, or has another magic
+    number.
     """
     dimensions = magic & 0xFF
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            header = stream.read(4 * (1 + dimensions))
-            if len(header) != 4 * (1 + dimensions) or int.from_bytes(header[:4], "big") != magic:
-                raise DataError(f"{path} is no idx file of {dimensions} dimension(s): copy or download it again")
-            shape = tuple(np.frombuffer(header, ">u4")[1:].tolist())
-            size = math.prod(shape)
-            values = stream.read(size + 1)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): copy or download it again") from error
+    start = 4 * (1 + dimensions)
+    data = _contents(path)
+    if len(data) < start or int.from_bytes(data[:4], "big") != magic:
+        raise DataError(f"{path} is no idx file of {dimensions} dimension(s): copy or download it again")
+    shape = tuple(np.frombuffer(data[:start], ">u4")[1:].tolist())
+    size = math.prod(shape)
+    values = memoryview(data)[start:]
     if len(values) != size:
         actual = "more" if len(values) > size else f"{len(values)}"
         raise DataError(
@@ -183,7 +184,7 @@ def _read_cifar10(name: str, root: Path) -> tuple[Labelled, Labelled]:
                     ) from None
         raise missing
     if len(files) > 1:
-        contents = {file: _bytes_of(folder / file) for file in batches}
+        contents = {file: _contents(folder / file) for file in batches}
     else:
         contents = _archive_members(folder / _CIFAR_ARCHIVE, batches)
     return (
@@ -192,24 +193,57 @@ def _read_cifar10(name: str, root: Path) -> tuple[Labelled, Labelled]:
     )
 
 
-def _bytes_of(path: Path) -> bytes:
+def _contents(path: Path) -> bytes:
+    """The bytes of a file, decompressed if its name ends in .gz. Raises `DataError` if it is damaged or too large."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        data = read_file(path, SET_BYTES, DataError)
+        if path.suffix != ".gz":
+            return data
+        with _Bounded(path, data, SET_BYTES) as stream:
+            return stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): copy or download it again") from error
+
+
+class _Bounded(gzip.GzipFile):
+    """Decompresses ``data``, the bytes of the file ``path``; raises `DataError` if they become more than ``limit``."""
+
+    def __init__(self, path: Path, data: bytes, limit: Limit) -> None:
+        super().__init__(fileobj=io.BytesIO(data))
+        self._path = path
+        self._limit = limit
+        self._count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most ``size`` bytes; all that remain by default."""
+        parts = []
+        remaining = math.inf if size is None or size < 0 else size
+        while remaining > 0 and (part := super().read(int(min(remaining, _CHUNK_BYTES)))):
+            parts.append(part)
+            remaining -= len(part)
+            self._count += len(part)
+            check(self._limit, self._count, f"{self._path}, decompressed,", DataError)
+        return b"".join(parts)
 
 
 def _archive_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Contents of the named files of a tar archive; nothing is unpacked to disk."""
+    """Contents of the named files of a gzipped tar archive, in any of its folders; nothing is unpacked to disk."""
     contents = {}
     try:
-        with tarfile.open(archive) as tar:
+        data = read_file(archive, ARCHIVE_BYTES, DataError)
+        # As a stream, the archive is decompressed once, and what is skipped counts.
+        with _Bounded(archive, data, ARCHIVE_BYTES) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
-                stream = tar.extractfile(member) if name in names and member.isfile() else None
-                if stream is not None:
-                    contents[name] = stream.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                if name not in names or not member.isreg() or member.sparse is not None:
+                    continue
+                check(SET_BYTES, member.size, f"{name} of {archive}", DataError)
+                if name in contents:
+                    raise DataError(f"{archive} has two files {name}: copy or download it again")
+                stream = tar.extractfile(member)
+                contents[name] = b"" if stream is None else stream.read()
+            unpacked.read()  # to the checksum at the end
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{archive} cannot be read ({error}): copy or download it again") from error
     if missing := [name for name in names if name not in contents]:
         raise DataError(f"{archive} has no {', '.join(missing)}: copy or download it again")

@@ -12,14 +12,27 @@ training set.
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterator
+import io
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adedge.data.pictures import PICTURE_SUFFIXES, list_pictures
+from adedge.data.folders import (
+    LeftOut,
+    Listing,
+    find_pictures,
+    first_few,
+    folders_in,
+    is_folder,
+    list_folder,
+    loose_pictures,
+)
 from adedge.data.samples import GOOD, Sample
 from adedge.errors import DataError
+from adedge.limits import TABLE_BYTES, read_file
 
 # Folder names: MVTec AD's first, then BTAD's ("ok") and MVTec LOCO AD's ("validation").
 _GOOD_FOLDERS = (GOOD, "ok")
@@ -30,42 +43,55 @@ _OPTIONAL = ("mask", "kind")
 _LABELS = {"good": 0, "normal": 0, "0": 0, "anomalous": 1, "anomaly": 1, "1": 1}
 _SPLITS = ("train", "calibration", "test")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+_DELIMITERS = ",;\t|"  # a comma is a decimal point in half of Europe, so that its spreadsheets write semicolons
+
+_MASK_TAG = re.compile(r"[_-](mask|gt)$", re.IGNORECASE)  # what a mask's name adds to its picture's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The samples of a layout; ``calibration`` is None if it has none, so that some must be held out."""
+    """The samples of a layout, and what its folders hold besides.
+
+    ``calibration`` is None if the layout has none, so that some must be held out.
+    """
 
     good: list[Sample] = field(default_factory=list)
     calibration: list[Sample] | None = None
     test: list[Sample] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def found_in(data: Path) -> Found:
     """The samples of a CSV manifest, or of a folder in one of the layouts. Raises `DataError` if it is broken."""
     if data.suffix.lower() == ".csv":
         return _manifest(data)
-    if (data / "train").is_dir():
+    if is_folder(data / "train"):
         return _folders(data)
-    if (data / "Data" / "Images").is_dir():
+    if is_folder(data / "Data" / "Images"):
         return _visa(data)
-    if data.is_dir():
+    if is_folder(data):
         _refuse_broken_layout(data)
-    return Found(good=[Sample(path=path, label=0, kind=GOOD) for path in list_pictures(data)])
+    listing = _readable(find_pictures(data))
+    return Found(good=[Sample(path=path, label=0, kind=GOOD) for path in listing.pictures], left_out=listing.left_out)
 
 
 def classes_in(folder: Path) -> list[Path]:
     """The sub-folders that are data sets themselves, such as the classes of MVTec AD, sorted."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and ((path / "train").is_dir() or (path / "Data" / "Images").is_dir())
-    )
+    return [path for path in folders_in(folder) if is_folder(path / "train") or is_folder(path / "Data" / "Images")]
+
+
+def _readable(listing: Listing) -> Listing:
+    """Return the listing, or raise `DataError` if a folder in it cannot be read: its pictures would be missing."""
+    if unreadable := listing.left_out.unreadable:
+        raise DataError(
+            f"cannot read {first_few(unreadable)}: mount the folder, change its permissions, or move it away"
+        )
+    return listing
 
 
 def _refuse_broken_layout(folder: Path) -> None:
     """Raise `DataError` for a folder without train/ that is not a folder of good pictures either."""
-    names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    names = {path.name for path in folders_in(folder)}
     if misplaced := names & {"test", "ground_truth", *_CALIBRATION_FOLDERS}:
         raise DataError(f"{folder} has {min(misplaced)}/ but no train/: put the good pictures into train/good")
     if good := names.intersection(_GOOD_FOLDERS):
@@ -88,7 +114,7 @@ def _folders(folder: Path) -> Found:
     held_out = [folder / name for name in _CALIBRATION_FOLDERS if (folder / name).is_dir()]
     if len(held_out) > 1:
         raise DataError(f"{folder} has calibration/ and validation/, which mean the same: merge them into calibration/")
-    good, *calibration = (_only_good(part) for part in (folder / "train", *held_out))
+    good, *calibration = (_of_kind(_only_good(part)) for part in (folder / "train", *held_out))
     kinds = _kinds(folder / "test")
     if (folder / "test").is_dir() and not kinds:
         raise DataError(
@@ -99,15 +125,17 @@ def _folders(folder: Path) -> Found:
         raise DataError(
             f"{masks / unknown[0]} has masks but no pictures: {folder / 'test' / unknown[0]} does not exist"
         )
+    test = [_of_kind(folder / "test" / kind, masks / kind) for kind in kinds]
     return Found(
-        good=good,
-        calibration=calibration[0] if calibration else None,
-        test=[sample for kind in kinds for sample in _of_kind(folder / "test" / kind, masks / kind)],
+        good=good.samples,
+        calibration=calibration[0].samples if calibration else None,
+        test=[sample for kind in test for sample in kind.samples],
+        left_out=sum((kind.left_out for kind in (good, *calibration, *test)), LeftOut()),
     )
 
 
-def _only_good(part: Path) -> list[Sample]:
-    """The samples of train/ or calibration/, each of which holds one folder of good pictures and no other."""
+def _only_good(part: Path) -> Path:
+    """The folder of good pictures in train/ or calibration/, which hold no other."""
     kinds = _kinds(part)
     good = [kind for kind in kinds if kind in _GOOD_FOLDERS]
     if not good:
@@ -117,46 +145,73 @@ def _only_good(part: Path) -> list[Sample]:
             f"{part} has {others[0]}/ beside {good[0]}/, and training takes good pictures only: "
             f"move it to {part.with_name('test') / others[0]}"
         )
-    return _of_kind(part / good[0], None)
+    return part / good[0]
 
 
 def _kinds(folder: Path) -> list[str]:
     """The names of a folder's sub-folders, sorted. Raises `DataError` if pictures lie beside them."""
     if not folder.is_dir():
         return []
-    loose = [path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES]
-    if loose:
+    if loose := loose_pictures(folder):
         raise DataError(
-            f"{min(loose)} lies outside of a kind's folder: move it to {folder / GOOD}, or to the folder of its defect"
+            f"{loose[0]} lies outside of a kind's folder: move it to {folder / GOOD}, or to the folder of its defect"
         )
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path.name for path in folders_in(folder)]
 
 
-def _of_kind(folder: Path, masks: Path | None) -> list[Sample]:
+@dataclass(frozen=True)
+class _OfKind:
+    samples: list[Sample]
+    left_out: LeftOut
+
+
+def _of_kind(folder: Path, masks: Path | None = None) -> _OfKind:
     """The samples of the kind named by the folder; ``masks`` holds a mask for each, or does not exist."""
+    listing = _readable(find_pictures(folder))
     if folder.name in _GOOD_FOLDERS:
-        return [Sample(path=path, label=0, kind=GOOD) for path in list_pictures(folder)]
-    samples = []
-    for path in list_pictures(folder):
-        mask = None if masks is None or not masks.is_dir() else _mask_of(path, masks / path.relative_to(folder))
-        samples.append(Sample(path=path, label=1, kind=folder.name, mask_path=mask))
-    return samples
+        samples = [Sample(path=path, label=0, kind=GOOD) for path in listing.pictures]
+        return _OfKind(samples, listing.left_out)
+    mask_of, left_out = dict[Path, Path](), listing.left_out
+    if masks is not None and masks.is_dir():
+        mask_files = _readable(list_folder(masks))
+        left_out += mask_files.left_out
+        mask_of = _match_masks(listing.pictures, folder, mask_files.pictures, masks)
+    samples = [Sample(path=path, label=1, kind=folder.name, mask_path=mask_of.get(path)) for path in listing.pictures]
+    return _OfKind(samples, left_out)
 
 
-def _mask_of(path: Path, beside: Path) -> Path:
-    """The mask of a picture; ``beside`` is the picture's own path moved to the masks' folder.
+def _match_masks(pictures: Sequence[Path], folder: Path, files: Sequence[Path], masks: Path) -> dict[Path, Path]:
+    """The mask of every picture: a file, or a folder of files.
 
-    MVTec AD adds "_mask" to the picture's name, VisA and BTAD keep it, MVTec LOCO AD has a folder of that name. Raises
-    `DataError` if there is none.
+    MVTec AD adds "_mask" to the picture's name, VisA and BTAD keep it, others add "_gt"; MVTec LOCO AD has a folder of
+    that name. Raises `DataError` if a picture has no mask or two, or a mask no picture.
     """
-    expected = beside.with_name(f"{beside.stem}_mask.png")
-    same_name = [beside.with_suffix(suffix) for suffix in (".png", *sorted(PICTURE_SUFFIXES))]
-    for candidate in (expected, *same_name):
-        if candidate.is_file():
-            return candidate
-    if beside.with_suffix("").is_dir():
-        return beside.with_suffix("")
-    raise DataError(f"{path} has no mask: {expected} is missing, although {beside.parent} exists")
+    by_name: dict[Path, list[Path]] = {}
+    for file in files:
+        inside = file.relative_to(masks)
+        for stem in {inside.stem, _MASK_TAG.sub("", inside.stem)}:
+            by_name.setdefault(inside.with_name(stem), []).append(file)
+    mask_of: dict[Path, Path] = {}
+    for path in pictures:
+        beside = path.relative_to(folder).with_suffix("")
+        candidates = by_name.get(beside, [])
+        if len(candidates) > 1:
+            raise DataError(f"{path} has two masks, {candidates[0]} and {candidates[1]}: remove one of them")
+        if candidates:
+            mask_of[path] = candidates[0]
+        elif (masks / beside).is_dir():
+            mask_of[path] = masks / beside
+        else:
+            expected = masks / beside.with_name(f"{beside.name}_mask.png")
+            raise DataError(f"{path} has no mask: {expected} is missing, although {expected.parent} exists")
+    used = set(mask_of.values())
+    if orphans := [file for file in files if file not in used and not used.intersection(file.parents)]:
+        others = f" (and {len(orphans) - 1} others)" if len(orphans) > 1 else ""
+        raise DataError(
+            f"the mask {orphans[0]}{others} has no picture: {folder} holds none of that name; "
+            "add the picture, or remove the mask"
+        )
+    return mask_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,23 +262,49 @@ def _visa(folder: Path) -> Found:
 
 def _lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and cells by column of a CSV file. Raises `DataError` for missing or unknown columns."""
+    allowed = ", ".join(required) + (f", and optionally {', '.join(optional)}" if optional else "")
     try:
-        # utf-8-sig: spreadsheets write a byte-order mark before the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            allowed = ", ".join(required) + (f", and optionally {', '.join(optional)}" if optional else "")
-            if missing := [name for name in required if name not in columns]:
-                raise DataError(f"{path} has no column '{missing[0]}': its first line must name {allowed}")
-            if unknown := [name for name in columns if name not in (*required, *optional)]:
-                raise DataError(f"{path} has a column '{unknown[0]}' that is not known: use {allowed}")
-            for cells in reader:
-                if None in cells or None in cells.values():
-                    raise DataError(f"{path}, line {reader.line_num}: give one value for each of {', '.join(columns)}")
-                yield reader.line_num, {name: value.strip() for name, value in cells.items()}
+        text = _text_of(path)
+        skip, delimiter = _delimiter(text, required)
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=delimiter)
+        if skip:
+            next(reader.reader)
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        if missing := [name for name in required if name not in columns]:
+            raise DataError(f"{path} has no column '{missing[0]}': its first line must name {allowed}")
+        if unknown := [name for name in columns if name not in (*required, *optional)]:
+            raise DataError(f"{path} has a column '{unknown[0]}' that is not known: use {allowed}")
+        for cells in reader:
+            if None in cells or None in cells.values():
+                raise DataError(f"{path}, line {reader.line_num}: give one value for each of {', '.join(columns)}")
+            yield reader.line_num, {name: value.strip() for name, value in cells.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read as a table ({error}): save it as CSV in UTF-8") from error
+
+
+def _text_of(path: Path) -> str:
+    """The text of a table: UTF-8, or UTF-16 with its byte-order mark, as spreadsheets write them."""
+    data = read_file(path, TABLE_BYTES, DataError)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    text = data.decode(encoding)
+    if "\0" in text:
+        raise csv.Error("it holds zero bytes")
+    return text
+
+
+def _delimiter(text: str, required: tuple[str, ...]) -> tuple[bool, str]:
+    """The delimiter with which the first line names all ``required`` columns, else a comma.
+
+    Also returns whether the first line is "sep=;", which tells spreadsheets the delimiter, and the second the header.
+    """
+    first = next(iter(text.splitlines()), "")
+    if match := re.fullmatch(r"sep=(.)", first.strip("\"'"), re.IGNORECASE):
+        return True, match[1]
+    for delimiter in _DELIMITERS:
+        if set(required) <= {name.strip().strip('"').lower() for name in first.split(delimiter)}:
+            return False, delimiter
+    return False, ","
 
 
 def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
@@ -231,28 +312,29 @@ def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
     lines: dict[Path, int] = {}
     for row in rows:
         place = f"{table}, line {row.line}"
-        if row.split not in parts:
+        split = row.split.lower()
+        if split not in parts:
             raise DataError(f"{place}: split '{row.split}' is not known: give one of {', '.join(_SPLITS)}")
         label = _LABELS.get(row.label.lower())
         if label is None:
             raise DataError(f"{place}: label '{row.label}' is not known: give good or anomalous")
-        if label and row.split != "test":
-            raise DataError(f"{place}: an anomalous picture is in {row.split}, which takes good ones: move it to test")
+        if label and split != "test":
+            raise DataError(f"{place}: an anomalous picture is in {split}, which takes good ones: move it to test")
         path = _resolve(root, row.path, f"{place}: the picture")
         if path in lines:
             raise DataError(f"{place}: {row.path} is already in line {lines[path]}: remove one of the two")
         lines[path] = row.line
         mask = _resolve(root, row.mask, f"{place}: the mask") if row.mask and label else None
         kind = (row.kind or "anomaly") if label else GOOD
-        parts[row.split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
+        parts[split].append(Sample(path=path, label=label, kind=kind, mask_path=mask))
     if not parts["train"]:
         raise DataError(f"{table} has no row whose split is train: training requires good pictures")
     return Found(good=parts["train"], calibration=parts["calibration"] or None, test=parts["test"])
 
 
 def _resolve(root: Path, text: str, what: str) -> Path:
-    """The path ``text`` below ``root``. Raises `DataError` if it is not a file."""
-    path = root / text
-    if not path.is_file():
-        raise DataError(f"{what} '{text}' does not exist: paths are relative to {root}")
-    return path
+    """The path ``text``, absolute or below ``root``, perhaps with backslashes. Raises `DataError` if it is no file."""
+    for written in (text, text.replace("\\", "/")):
+        if (root / written).is_file():
+            return root / written
+    raise DataError(f"{what} '{text}' does not exist: paths are relative to {root}")

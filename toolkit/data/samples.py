@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.data.pictures import list_pictures, read_picture
+from adedge.data.folders import find_pictures
+from adedge.data.pictures import read_contents, read_mask, read_picture
 from adedge.errors import DataError
 
 GOOD = "good"
@@ -35,6 +36,11 @@ class Sample:
         if (self.path is None) == (self.array is None):
             raise DataError("a sample has either a path or an array")
 
+    @property
+    def name(self) -> str:
+        """A short name for messages: the file with its folder, or the digest."""
+        return self.digest if self.path is None else "/".join(self.path.parts[-2:])
+
     def read(self) -> NDArray[np.uint8]:
         """The picture: uint8, (H, W, 3) in BGR order or (H, W, 1). Raises `DataError` if it cannot be read."""
         if self.array is not None:
@@ -49,8 +55,8 @@ class Sample:
         """
         if self.mask_path is None:
             return None
-        paths = list_pictures(self.mask_path) if self.mask_path.is_dir() else [self.mask_path]
-        masks = [np.any(read_picture(path), axis=2) for path in paths]
+        paths = find_pictures(self.mask_path).pictures if self.mask_path.is_dir() else (self.mask_path,)
+        masks = [read_mask(path) for path in paths]
         for path, mask in zip(paths, masks, strict=True):
             if mask.shape != masks[0].shape:
                 raise DataError(f"the masks {paths[0]} and {path} differ in size: masks of one picture must not")
@@ -59,8 +65,8 @@ class Sample:
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the file, or of the array's bytes."""
+        """The first 16 hex digits of the SHA-256 of the file, or of the array's bytes. Raises `DataError`."""
         if self.array is not None:
             return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
         assert self.path is not None
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_contents(self.path)).hexdigest()[:16]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,3 +261,70 @@ def test_no_frame_is_lost_in_silence(tmp_path: Path, write_video: WriteVideo, su
         assert notices or len(numbers) >= (30 if suffix in (".mp4", ".avi") else 29)
         if suffix in (".mp4", ".avi"):
             assert len(numbers) + source.skipped == 30
+
+
+def test_what_a_folder_holds_besides_is_said_and_counted(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("nas")
+    cv2.imwrite(str(elsewhere / "d.png"), picture(4))
+    (folder / "line1").symlink_to(elsewhere)
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (folder / "@eaDir").mkdir()
+    notices: list[str] = []
+    source = open_source(str(folder), notify=notices.append)
+    assert [frame.name for frame in source] == ["a.png", "b.png", "line1/d.png", "sub/c.png"]
+    assert (source.total, source.skipped) == (4, 1)
+    assert len(notices) == 1
+    assert "1 .heic" in notices[0]
+    assert "@eaDir" in notices[0]
+    with pytest.raises(DataError, match=r"1 \.heic"):
+        open_source(str(folder), strict=True)
+
+
+def test_strict_accepts_thumbnails_of_a_nas(folder: Path) -> None:
+    (folder / "@eaDir").mkdir()
+    assert len(list(open_source(str(folder), strict=True))) == 3
+
+
+def test_a_broken_link_to_a_folder_is_named_and_refused_by_strict(folder: Path) -> None:
+    (folder / "line1").symlink_to("/mnt/is-not-mounted")
+    notices: list[str] = []
+    assert len(list(open_source(str(folder), notify=notices.append))) == 3
+    assert "line1" in notices[0]
+    with pytest.raises(DataError, match="line1"):
+        open_source(str(folder), strict=True)
+
+
+def test_a_jpeg_without_suffix_is_a_picture(folder: Path) -> None:
+    (folder / "upload").write_bytes(cv2.imencode(".jpg", picture(9))[1].tobytes())
+    (frame,) = open_source(str(folder / "upload"))
+    assert (frame.name, int(frame.image[0, 0, 0])) == ("upload", 9)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SourceError, match="none of the 1 picture"):
+        list(open_source(str(tmp_path / "pipe.png")))
+
+
+@pytest.mark.parametrize(("degrees", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
+def test_a_video_is_turned_as_its_metadata_says(tmp_path: Path, degrees: int, quarters: int) -> None:
+    """A phone stores the sensor's frames and, in the track header's matrix, the clockwise angle to show them at."""
+    stored = np.zeros((64, 96, 3), np.uint8)
+    stored[:32, :32] = 255
+    path = tmp_path / "phone.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
+    for _ in range(5):
+        writer.write(stored)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # version 0: behind times, track, duration, layer, group and volume
+    assert struct.unpack_from(">9i", data, matrix) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    cos, sin = round(np.cos(np.radians(degrees))) << 16, round(np.sin(np.radians(degrees))) << 16
+    struct.pack_into(">9i", data, matrix, cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    frame = next(iter(open_source(str(path)))).image
+    expected = np.rot90(stored, quarters)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 10

@@ -213,3 +213,27 @@ def test_an_engine_beyond_its_tolerance_is_not_proved(
     assert isinstance(result.exception, GateError)
     assert str(result.exception) == "not proved: onnxruntime/fp32 (see above)"
     assert "onnxruntime/fp32 differs from the model by" in result.stderr
+
+
+def test_pictures_that_were_trained_on_are_named(
+    bundle: Bundle, pictures: Path, red_samples: tuple[Sample, ...], invoke: Invoke
+) -> None:
+    with bundle.edit() as draft:
+        draft.write_json("training.json", {"pictures": [sample.digest for sample in red_samples[:5]], "history": []})
+    (pictures / "renamed.png").write_bytes((pictures / "005.png").read_bytes())  # contents count, not names
+    said = invoke("prove", bundle.path, pictures).stderr
+    assert "the detector was trained on 6 of these 26 pictures (" in said
+    assert "and 3 more" in said
+    fitted = invoke("calibrate", bundle.path, pictures, "--thresholds-only").stderr
+    assert "20 good pictures for thresholds; 5 training pictures left out (" in fitted
+    assert "and 3 more)" in fitted
+
+
+def test_a_name_with_control_characters_stays_on_one_line(bundle: Bundle, pictures: Path) -> None:
+    (pictures / "a\n\x1b[31mb.png").touch()
+    said = adedge("prove", bundle.path, pictures).stderr.splitlines()
+    assert [line for line in said if "is empty (0 bytes)" in line] == [
+        f"warning: {pictures}/a\\n\\x1b[31mb.png is empty (0 bytes): copy it again, or remove it"
+    ]
+    refused = adedge("prove", bundle.path, "no\nsuch")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)

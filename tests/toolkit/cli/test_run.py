@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,3 +278,21 @@ def test_reader_that_leaves_is_no_error(bundle: Path, many: Path) -> None:
         assert process.wait(timeout=60) == 0, errors
     assert "Traceback" not in errors
     assert "Error" not in errors
+
+
+def test_what_is_left_out_is_said_and_strict_refuses_it(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "line"
+    shutil.copytree(pictures, folder)
+    (folder / "@eaDir").mkdir()
+    thumbnails = run(bundle, folder, "--strict")
+    assert thumbnails.returncode == 0, thumbnails.stderr
+    assert "left out 1 hidden or system entry (@eaDir)" in thumbnails.stderr
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    result = run(bundle, folder)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 5
+    assert "(1 .heic)" in result.stderr
+    assert "0 dropped, 1 skipped" in result.stderr
+    strict = run(bundle, folder, "--strict")
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert "(1 .heic)" in strict.stderr.splitlines()[-1]

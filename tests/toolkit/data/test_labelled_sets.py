@@ -18,6 +18,7 @@ from adedge.data import labelled_sets
 from adedge.data.datasets import load_dataset
 from adedge.data.labelled_sets import Source
 from adedge.errors import DataError
+from adedge.limits import Limit
 
 
 def idx(values: NDArray[np.uint8]) -> bytes:
@@ -205,3 +206,56 @@ def test_nothing_is_downloaded_when_the_files_are_there(tmp_path: Path, monkeypa
     monkeypatch.setattr(labelled_sets, "_download", lambda name, root: pytest.fail("downloaded"))
     write_idx_set(tmp_path / "mnist", zipped=True)
     load_dataset("mnist:3", root=tmp_path, download=True)
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives of at most 1 MB, and their files of 0.5 MB: bombs for a test to light."""
+    monkeypatch.setattr(labelled_sets, "ARCHIVE_BYTES", Limit(1 << 20, "bytes"))
+    monkeypatch.setattr(labelled_sets, "SET_BYTES", Limit(1 << 19, "bytes"))
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    return info, data
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(
+    ("archive", "sentence"),
+    [
+        (
+            tar_of(member("readme", bytes(2 << 20))),
+            r"cifar-10-binary\.tar\.gz, decompressed, has .* bytes, and at most",
+        ),
+        (tar_of(member("data_batch_1.bin", bytes(600_000))), "data_batch_1.bin of .* has 6e.05 bytes, and at most"),
+        (tar_of(member("a/data_batch_1.bin", b"x"), member("data_batch_1.bin", b"y")), "two files data_batch_1.bin"),
+        (tar_of(member("data_batch_1.bin", b"", tarfile.SYMTYPE)), "has no data_batch_1.bin"),
+        (tar_of(member("data_batch_1.bin", b"x"))[:-9], "cannot be read"),
+        (b"PK\x05\x06" + bytes(18), "cannot be read"),
+    ],
+    ids=["bomb", "large-file", "twice", "link", "cut", "zip"],
+)
+def test_archives_that_are_not_as_published_are_refused(tmp_path: Path, archive: bytes, sentence: str) -> None:
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    with pytest.raises(DataError, match=sentence) as caught:
+        load_dataset("cifar10:3", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_an_idx_file_that_grows_is_refused(tmp_path: Path) -> None:
+    write_idx_set(tmp_path / "mnist", zipped=True)
+    bomb = gzip.compress(bytes([0, 0, 8, 3, 0, 0, 64, 0, 0, 0, 64, 0, 0, 0, 64, 0]) + bytes(1 << 20))
+    (tmp_path / "mnist/train-images-idx3-ubyte.gz").write_bytes(bomb)
+    with pytest.raises(DataError, match=r"ubyte\.gz, decompressed, has .* bytes, and at most 524288"):
+        load_dataset("mnist:3", root=tmp_path)

@@ -201,3 +201,67 @@ def test_a_test_folder_without_masks_is_for_image_metrics(tmp_path: Path) -> Non
     picture(tmp_path / "test/ok/000.png", 20)
     picture(tmp_path / "test/ko/001.png", 21)
     assert seen(load_dataset(str(tmp_path))) == [("001.png", 1, "ko", None), ("000.png", 0, "good", None)]
+
+
+TABLE = "path,split,label,mask,kind\nline 1/ä.png,train,good,,\nline 1/b.png,test,anomalous,masks/b.png,scratch\n"
+
+
+def table_pictures(root: Path) -> None:
+    picture(root / "line 1/ä.png", 1)
+    picture(root / "line 1/b.png", 2)
+    mask(root / "masks/b.png", slice(0, 2))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TABLE.replace(",", ";").encode("utf-8-sig"),  # Excel in half of Europe
+        TABLE.replace(",", ";").replace("\n", "\r\n").encode(),
+        ("sep=;\r\n" + TABLE.replace(",", ";").replace("\n", "\r\n")).encode("utf-8-sig"),
+        TABLE.replace(",", "\t").encode("utf-16"),  # Excel's "Unicode text"
+        b"\xfe\xff" + TABLE.encode("utf-16-be"),
+        TABLE.replace("\n", "\r").encode(),
+        TABLE.replace("path,split,label", "Path, Split ,LABEL").replace("train,good", "Train,Good").encode(),
+        TABLE.replace("line 1/", "line 1\\").replace("masks/", "masks\\").encode(),
+        '"path","split","label","mask","kind"\n"line 1/ä.png","train","good","",""\n'.encode()
+        + b'"line 1/b.png","test","anomalous","masks/b.png","scratch"\n',
+        (TABLE.replace(",", ";") + "\n\n").encode(),
+    ],
+    ids=["semicolons", "crlf", "sep", "utf-16-le", "utf-16-be", "cr", "case", "backslashes", "quoted", "blank-lines"],
+)
+def test_manifests_of_every_spreadsheet(tmp_path: Path, data: bytes) -> None:
+    table_pictures(tmp_path)
+    (tmp_path / "parts.csv").write_bytes(data)
+    dataset = load_dataset(str(tmp_path / "parts.csv"))
+    assert [sample.path for sample in dataset.train] == [tmp_path / "line 1/ä.png"]
+    assert seen(dataset) == [("b.png", 1, "scratch", 20)]
+
+
+def test_a_manifest_may_name_absolute_paths(tmp_path: Path) -> None:
+    table_pictures(tmp_path / "pictures")
+    (tmp_path / "parts.csv").write_text(f"path,split,label\n{tmp_path}/pictures/line 1/ä.png,train,good\n")
+    assert len(load_dataset(str(tmp_path / "parts.csv")).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (TABLE.encode("latin-1"), "parts.csv cannot be read as a table .*: save it as CSV in UTF-8"),
+        (TABLE.replace("ä", "a").encode("utf-16-le"), "parts.csv cannot be read as a table .*zero bytes"),
+        (b"", "parts.csv has no column 'path'"),
+        (b"sep=;\n", "parts.csv has no column 'path'"),
+        (b"path;split\n", "parts.csv has no column"),
+        (b"path,split,label\n" + b"x" * 200_000 + b",train,good\n", "parts.csv cannot be read as a table"),
+        (b"PK\x03\x04" + bytes(range(256)), "parts.csv cannot be read as a table"),
+        (
+            b"path,split,label\nC:\\pictures\\a.png,train,good\n",
+            r"line 2: the picture 'C:\\pictures\\a.png' does not",
+        ),
+    ],
+    ids=["latin-1", "utf-16-no-bom", "empty", "sep-only", "too-few-columns", "long-cell", "xlsx", "windows-drive"],
+)
+def test_tables_that_are_none_are_refused_in_one_sentence(tmp_path: Path, data: bytes, sentence: str) -> None:
+    (tmp_path / "parts.csv").write_bytes(data)
+    with pytest.raises(DataError, match=sentence) as caught:
+        load_dataset(str(tmp_path / "parts.csv"))
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import skimage.transform
 from numpy.typing import NDArray
 from PIL import Image
 
-from adedge.data.pictures import PICTURE_SUFFIXES, conform, decode_picture, list_pictures, read_picture
+from adedge.data.pictures import conform, decode_picture, read_picture
 from adedge.errors import DataError
 from adedge.specs import InputSpec, Tiling
 
@@ -78,11 +80,77 @@ def test_transparent_pixels_are_composited_over_black() -> None:
     assert not frame[0, 0].any()
 
 
-def test_exif_orientation_is_ignored() -> None:
+# What each EXIF orientation asks a viewer to do with the stored pixels, in NumPy's words.
+UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: np.swapaxes(stored, 0, 1),
+    6: lambda stored: np.rot90(stored, -1),  # clockwise
+    7: lambda stored: np.rot90(np.swapaxes(stored, 0, 1), 2),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+def oriented(kind: str, orientation: int, pixels: NDArray[np.generic] = RGB) -> bytes:
+    picture = Image.fromarray(pixels)
+    if kind == "TIFF":
+        return encoded(picture, kind, tiffinfo={0x0112: orientation})
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to view"
-    turned = decode_picture(encoded(Image.fromarray(RGB), "JPEG", exif=exif), "x")
-    np.testing.assert_array_equal(turned, decode_picture(encoded(Image.fromarray(RGB), "JPEG"), "x"))
+    exif[0x0112] = orientation
+    return encoded(picture, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    stored = decode_picture(oriented(kind, 1), "x")
+    assert stored.shape == RGB.shape
+    np.testing.assert_array_equal(decode_picture(oriented(kind, orientation), "x"), UPRIGHT[orientation](stored))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_orientation_of_grey_and_16_bit_tiffs_of_both_byte_orders(byte_order: str, orientation: int) -> None:
+    values = np.arange(6 * 9, dtype=np.uint16).reshape(6, 9) * 1000
+    # PIL writes little-endian: this is a baseline TIFF of one strip, by hand.
+    tags = [
+        (256, 3, 9), (257, 3, 6), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (274, 3, orientation),
+        (277, 3, 1), (278, 3, 6), (279, 4, values.nbytes),
+    ]  # fmt: skip
+    pixels = values.astype(f"{byte_order}u2").tobytes()
+    data = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(f"{byte_order}I", 8 + len(pixels)) + pixels
+    data += struct.pack(f"{byte_order}H", len(tags))
+    for tag, kind, value in tags:
+        data += struct.pack(f"{byte_order}HHI", tag, kind, 1)
+        data += struct.pack(
+            f"{byte_order}HH" if kind == 3 else f"{byte_order}I", *((value, 0) if kind == 3 else (value,))
+        )
+    frame = decode_picture(data + bytes(4), "x")
+    expected = UPRIGHT[orientation](np.rint(values / 257).astype(np.uint8))
+    np.testing.assert_array_equal(frame[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
+    np.testing.assert_array_equal(decode_picture(oriented("PNG", orientation), "x"), RGB[:, :, ::-1])
+
+
+def test_what_a_phone_appends_to_a_jpeg_is_ignored() -> None:
+    """A motion photo is a JPEG and an MP4 after it, which may contain any bytes, those of JPEG markers among them."""
+    data = encoded(Image.fromarray(RGB), "JPEG")
+    video = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 8 + b"\xff\xda\xff\xc0\0\x11\x08\xff\xff\xff\xff"
+    np.testing.assert_array_equal(decode_picture(data + video, "x"), decode_picture(data, "x"))
+
+
+def test_the_first_picture_of_an_mpo_is_read() -> None:
+    data = encoded(
+        Image.fromarray(RGB), "MPO", save_all=True, append_images=[Image.fromarray(RGB[:32, :40])], quality=90
+    )
+    assert data.count(b"\xff\xd8\xff") == 2
+    expected = decode_picture(encoded(Image.fromarray(RGB), "JPEG", quality=90), "x")
+    np.testing.assert_array_equal(decode_picture(data, "x"), expected)
 
 
 @pytest.mark.parametrize(
@@ -144,28 +212,6 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(DataError, match="locked.png cannot be read: Permission denied"):
         read_picture(path)
-
-
-def test_listing_is_sorted_recursive_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
-    names = ["b.PNG", "a/z.png", "a/a.jpg", "._b.PNG", ".cache/c.png", "notes.txt", "folder.png/in.bmp"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)]
-    assert found == ["a/a.jpg", "a/z.png", "b.PNG", "folder.png/in.bmp"]
-    assert ".gif" not in PICTURE_SUFFIXES
-
-
-def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent does not exist"):
-        list_pictures(tmp_path / "absent")
-    with pytest.raises(DataError, match="it is empty"):
-        list_pictures(tmp_path)
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"none of its 1 file\(s\) is a picture"):
-        list_pictures(tmp_path)
-    with pytest.raises(DataError, match="notes.txt is not a folder"):
-        list_pictures(tmp_path / "notes.txt")
 
 
 def spec(color: str, height: int = 64, width: int = 80) -> InputSpec:

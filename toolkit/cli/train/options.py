@@ -79,7 +79,10 @@ Root = Annotated[
 ]
 Download = Annotated[bool, typer.Option("--download", help="Download a missing one-class set into --root.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail on an unreadable picture instead of skipping it with a warning.")
+    bool,
+    typer.Option(
+        "--strict", help="Fail on pictures that cannot be read, or are of another kind, instead of skipping them."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 Restart = Annotated[
@@ -155,9 +158,14 @@ def warn_of_random_features(weights: str) -> None:
 
 
 def _describe(dataset: Dataset) -> None:
-    """Warn about skipped pictures and print the size of each split."""
+    """Warn about skipped pictures and training pictures among the test pictures; print the size of each split."""
+    from adedge.data.datasets import trained_on
+    from adedge.data.folders import first_few
+
     for sentence in dataset.skipped:
         warn(sentence)
+    if known := trained_on(dataset.test, [sample.digest for sample in dataset.train]):
+        warn(f"{len(known)} of the {len(dataset.test)} test pictures are training pictures too ({first_few(known)})")
     note(
         f"{dataset.name}: {len(dataset.train)} good pictures to train on, {len(dataset.calibration)} held out, "
         f"{len(dataset.test)} to test"
