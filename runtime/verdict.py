@@ -26,6 +26,7 @@ class Verdict:
     camera          index, from 0, among several cameras that share an engine; None if there is only one
     map             float32 (H, W) anomaly map: network input size, or frame size if tiled. It is a view, valid only
                     while a sink takes the verdict: copy it to keep it
+    margin          pixels at each border of the map that the score ignores
     timings_ms      durations: "preprocess", "network", "scoring" (of the whole batch), "frame" (preprocess to score)
                     and "verdict" (from capture until this verdict goes to the first sink)
     """
@@ -40,6 +41,7 @@ class Verdict:
     z: float | None = None
     camera: int | None = None
     map: NDArray[np.float32] | None = None
+    margin: int = 0
     timings_ms: Mapping[str, float]
 
 
