@@ -36,8 +36,8 @@ HEAT_OPACITY = 0.6
 # Greys from t - |t| (level 1) to the threshold (level 128), amber to red above it.
 _RAMPS = [[20] * 3], np.linspace([20] * 3, [170] * 3, 128), np.linspace(AMBER, DEEP_RED, 127)
 _COLOURS = np.rint(np.concatenate(_RAMPS)).astype(np.uint8)[:, None]
-SMALLEST_SIDE = 256
-"""Frames at most half this size are enlarged by a whole factor before anything is drawn on them."""
+SMALLEST_SIDE, LONGEST_SIDE = 256, 4096
+"""Frames of at most half the first size are enlarged by a whole factor before they are drawn on, up to the second."""
 
 
 def heat(anomaly_map: Map, threshold: float, *, size: tuple[int, int] | None = None, margin: int = 0) -> Picture:
@@ -95,15 +95,16 @@ def annotate(frame: Picture, verdict: Verdict, *, outline: bool = True, beside: 
     )
     gap = np.full((picture.shape[0], 4, 3), INK, np.uint8)
     body = np.hstack([picture, gap, marked]) if beside else marked
-    return np.vstack([body, _banner(verdict, body.shape[1], max(28, body.shape[0] // 12))])
+    return np.vstack([body, _banner(verdict, body.shape[1], max(28, min(body.shape[:2]) // 12))])
 
 
-def shrunk(frame: Picture, width: int) -> Picture:
-    """Scale a frame down to at most ``width`` pixels, preserving its aspect ratio."""
-    scale = width / frame.shape[1]
+def shrunk(frame: Picture, width: int, height: int | None = None) -> Picture:
+    """Scale a frame down to at most ``width`` and ``height`` pixels, preserving its aspect ratio."""
+    scale = min(width / frame.shape[1], 1 if height is None else height / frame.shape[0])
     if scale >= 1:
         return frame
-    return np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +171,11 @@ def bgr_from_frame(frame: Picture) -> Picture:
 
 
 def enlarged(picture: Picture, smallest_side: int = SMALLEST_SIDE) -> Picture:
-    """Enlarge by the largest whole factor that keeps the shorter side within ``smallest_side``; pixels stay sharp."""
-    factor = smallest_side // min(picture.shape[:2])
+    """Enlarge by the largest whole factor that keeps the shorter side within ``smallest_side``; pixels stay sharp.
+
+    The longer side stays within `LONGEST_SIDE`.
+    """
+    factor = min(smallest_side // min(picture.shape[:2]), LONGEST_SIDE // max(picture.shape[:2]))
     if factor <= 1:
         return picture
     return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), np.uint8)
