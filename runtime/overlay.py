@@ -23,8 +23,8 @@ Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
-GREEN = (80, 175, 60)
-RED = (60, 50, 225)
+GREEN = (59, 127, 27)
+RED = (40, 40, 198)
 WHITE = (255, 255, 255)
 INK = (32, 28, 26)
 GREY = (110, 104, 100)

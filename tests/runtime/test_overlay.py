@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adedge.errors import DataError
 from adedge.runtime.backends import FunctionBackend
 from adedge.runtime.host_inspector import HostInspector
-from adedge.runtime.overlay import GREEN, INK, RED, SheetRow, annotate, enlarged, heat, overlay, picture_sheet
+from adedge.runtime.overlay import GREEN, INK, RED, SheetRow, annotate, enlarged, heat, overlay, picture_sheet, shrunk
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 from adedge.scoring import image_scores
@@ -226,6 +226,22 @@ def test_banner_has_the_verdicts_colour_and_a_bar_of_the_scores_length(
     filled = (row == colour).all(axis=1).sum()
     bar = filled + (row == (110, 104, 100)).all(axis=1).sum()
     assert filled / bar == pytest.approx(score / 0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("ground", [GREEN, RED], ids=["ok", "ng"])
+def test_the_banner_is_legible(ground: tuple[int, int, int]) -> None:
+    def luminance(colour: tuple[int, int, int]) -> float:  # of sRGB, as WCAG 2 defines it
+        blue, green, red = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    assert 1.05 / (luminance(ground) + 0.05) >= 4.5  # WHITE on it, level AA
+
+
+def test_a_frame_of_any_shape_is_drawn() -> None:
+    for size in ((3, 60_000), (60_000, 3), (1, 1)):
+        picture = annotate(np.zeros(size, np.uint8), verdict(3.0, 1.0, np.full((8, 8), 3.0, np.float32)), beside=True)
+        assert max(picture.shape) <= 2 * 60_000 + 100
+    assert shrunk(np.zeros((60_000, 3), np.uint8), 480, 4096).shape == (4096, 1)
 
 
 def test_small_frames_are_enlarged_by_whole_factors() -> None:
