@@ -180,6 +180,18 @@ def test_the_hatch_shows_on_any_ground() -> None:
         assert np.abs(overlay(frame, anomaly_map, 1.0, margin=8).astype(int) - level).max() >= 63, level
 
 
+@pytest.mark.parametrize("size", [(64, 96), (200, 300), (50, 70)], ids=["same", "larger", "smaller"])
+def test_interpolation_brings_nothing_in_from_the_margin(size: tuple[int, int]) -> None:
+    anomaly_map = np.full((64, 96), 90.0, np.float32)
+    anomaly_map[8:-8, 8:-8] = 0
+    anomaly_map[30:34, 46:50] = 1.0  # a reject
+    coloured = np.ptp(overlay(np.full(size, 90, np.uint8), anomaly_map, 0.5, outline=False, margin=8), axis=2) > 0
+    centre = (slice(size[0] * 2 // 5, size[0] * 3 // 5), slice(size[1] * 2 // 5, size[1] * 3 // 5))
+    assert coloured[centre].any()
+    coloured[centre] = False
+    assert not coloured.any()
+
+
 def test_an_outline_stops_at_the_margin() -> None:
     anomaly_map = np.zeros((512, 512), np.float32)
     anomaly_map[:200, :200] = 1.0
