@@ -199,8 +199,8 @@ def _judged(anomaly_map: Map, threshold: float, size: tuple[int, int], margin: i
     place = _shown(anomaly_map.shape[0], size[0], margin), _shown(anomaly_map.shape[1], size[1], margin)
     shape = place[0].stop - place[0].start, place[1].stop - place[1].start
     limit = _float32_below(threshold)
-    # "not <=", so that NaN counts as above.
-    if np.max(inner) <= limit:
+    peaks = _exceeding(inner, limit)
+    if not peaks.any():
         return _Judged(place, np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
     # Interpolation must not bring in anything from the margin.
     judged_only = cv2.copyMakeBorder(inner, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
@@ -212,8 +212,8 @@ def _judged(anomaly_map: Map, threshold: float, size: tuple[int, int], margin: i
             (2 * np.arange(margin, length - margin) + 1) * pixels // (2 * length) - part.start
             for length, pixels, part in zip(anomaly_map.shape, size, place, strict=True)
         )
-        peaks = _gathered(_gathered(_exceeding(inner, limit), rows, shape[0]).T, columns, shape[1]).T
-        missed = np.ascontiguousarray(peaks & ~above)
+        shown = _gathered(_gathered(peaks, rows, shape[0]).T, columns, shape[1]).T
+        missed = np.ascontiguousarray(shown & ~above)
         if missed.any():
             dot = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (4 * _line_width(*size) + 1,) * 2)
             above |= np.asarray(cv2.dilate(missed, dot), np.uint8)
@@ -265,8 +265,8 @@ def _hatch(picture: Picture, judged: tuple[slice, slice]) -> None:
     ):
         ground, line = picture[strip], np.ascontiguousarray(pattern[strip])
         if ground.size:
-            for number, brightness in ((0, 127), (1, 0)):
-                shade = cv2.convertScaleAbs(ground, alpha=0.5, beta=brightness)
+            for number, brightness in ((0, 0.35 * 255), (1, 0)):
+                shade = cv2.convertScaleAbs(ground, alpha=0.65, beta=brightness)
                 cv2.copyTo(shade, (line == number).view(np.uint8), ground)
 
 

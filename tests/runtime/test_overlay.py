@@ -177,7 +177,7 @@ def test_the_hatch_shows_on_any_ground() -> None:
     anomaly_map = np.zeros((64, 96), np.float32)
     for level in range(256):
         frame = np.full((64, 96, 3), level, np.uint8)
-        assert np.abs(overlay(frame, anomaly_map, 1.0, margin=8).astype(int) - level).max() >= 63, level
+        assert np.abs(overlay(frame, anomaly_map, 1.0, margin=8).astype(int) - level).max() >= 40, level
 
 
 @pytest.mark.parametrize("size", [(64, 96), (200, 300), (50, 70)], ids=["same", "larger", "smaller"])
