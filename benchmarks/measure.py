@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +204,8 @@ def _measure_accuracy(
             )
     # The same pictures for all contenders, so that their maps are comparable.
     shown = telling_pictures(samples, first, [one.verdicts for one in scored.values()])
-    sheets = {c.name: heat_maps(samples, scored[c.name], shown, c.threshold) for c in contenders}
+    draw = partial(heat_maps, outline=manifest.score.reduce == "max", margin=manifest.score.margin)
+    sheets = {c.name: draw(samples, scored[c.name], shown, c.threshold) for c in contenders}
     return metrics, sheets, notes
 
 

@@ -227,8 +227,19 @@ def telling_pictures(
     return list(dict.fromkeys(int(number) for number in [*differing, *good[-1:], *good[:1], *evenly]))
 
 
-def heat_maps(samples: Sequence[Sample], scored: Scored, shown: Sequence[int], threshold: float | None) -> bytes:
-    """A JPEG of the pictures with the indices ``shown`` and their maps; ``threshold`` defaults to the median score."""
+def heat_maps(
+    samples: Sequence[Sample],
+    scored: Scored,
+    shown: Sequence[int],
+    threshold: float | None,
+    *,
+    outline: bool = True,
+    margin: int = 0,
+) -> bytes:
+    """A JPEG of the pictures with the indices ``shown`` and their maps; ``threshold`` defaults to the median score.
+
+    ``outline`` and ``margin`` are those of `adedge.runtime.overlay.overlay`.
+    """
     limit = float(np.median(scored.scores)) if threshold is None else threshold
     sheet = picture_sheet(
         [
@@ -238,10 +249,12 @@ def heat_maps(samples: Sequence[Sample], scored: Scored, shown: Sequence[int], t
                 score=float(scored.scores[number]),
                 threshold=limit,
                 title=samples[number].kind,
+                margin=margin,
                 mask=samples[number].read_mask() if samples[number].label else None,
             )
             for number in shown
-        ]
+        ],
+        outline=outline,
     )
     return bytes(cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
 

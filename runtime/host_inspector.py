@@ -57,7 +57,7 @@ class HostInspector:
         self._backend = backend
         self._spec = spec
         self._score = score
-        self._judge = Judge(threshold=threshold, normalisation=normalisation)
+        self._judge = Judge(threshold=threshold, normalisation=normalisation, margin=score.margin)
         self._submitted: Sequence[Frame] = ()
         self._preprocess = Preprocessor(spec, backend.batch)
         self._scorer = Scorer(score, spec.shape, backend.batch)

@@ -50,10 +50,14 @@ class Inspector(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Turns scores into verdicts: a frame is anomalous if ``score > threshold``."""
+    """Turns scores into verdicts: a frame is anomalous if ``score > threshold``.
+
+    ``margin`` is the score's, for whoever draws the map.
+    """
 
     threshold: float
     normalisation: Normalisation | None = None
+    margin: int = 0
 
     def verdict(
         self, frame: Frame, score: float, anomaly_map: NDArray[np.float32] | None, timings_ms: Mapping[str, float]
@@ -75,6 +79,7 @@ class Judge:
             anomalous=score > self.threshold,
             z=None if (n := self.normalisation) is None else (score - n.mean) / n.std,
             map=anomaly_map,
+            margin=self.margin,
             timings_ms={**timings_ms, "verdict": (decided_at_ns - frame.captured_at_ns) / 1e6},
         )
 

@@ -28,6 +28,7 @@ class Verdict:
     fault           what is wrong with the camera's picture, if it was noticed; the frame may be anomalous for it alone
     map             float32 (H, W) anomaly map: network input size, or frame size if tiled. It is a view, valid only
                     while a sink takes the verdict: copy it to keep it
+    margin          pixels at each border of the map that the score ignores
     timings_ms      durations: "preprocess", "network", "scoring" (of the whole batch), "frame" (preprocess to score)
                     and "verdict" (from capture until this verdict goes to the first sink)
     """
@@ -43,6 +44,7 @@ class Verdict:
     camera: int | None = None
     fault: Fault | None = None
     map: NDArray[np.float32] | None = None
+    margin: int = 0
     timings_ms: Mapping[str, float]
 
 

@@ -106,7 +106,7 @@ class CudaInspector:
         self._engine = engine
         self._gpu = engine.gpu
         self._spec = spec
-        self._judge = Judge(threshold=threshold, normalisation=normalisation)
+        self._judge = Judge(threshold=threshold, normalisation=normalisation, margin=score.margin)
         self._maps: Maps = maps
         self._zero_copy = self._gpu.integrated if zero_copy is None else zero_copy
         self._in_flight: deque[_Slot] = deque()

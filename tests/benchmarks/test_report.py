@@ -102,4 +102,8 @@ def test_the_pictures_shown_are_those_decided_differently_and_the_worst(
     assert {worst_good, worst_bad} <= set(shown)
     sheet = cv2.imdecode(np.frombuffer(heat_maps(dataset.test, scored, shown, 0.5), np.uint8), cv2.IMREAD_COLOR)
     assert sheet is not None
+    hot = Scored(maps=[np.full((32, 32), 9, np.float32)] * len(dataset.test), scores=scored.scores, verdicts=None)
+    drawn = [heat_maps(dataset.test, hot, shown[:1], 0.5, margin=margin) for margin in (0, 15)]
+    coloured = [np.ptp(cv2.imdecode(np.frombuffer(sheet, np.uint8), cv2.IMREAD_COLOR), axis=2) > 60 for sheet in drawn]
+    assert coloured[1].sum() < 0.1 * coloured[0].sum(), "the margin is not drawn as a defect"
     assert 'alt="heat maps of a"' in page(report(1), {"a": heat_maps(dataset.test, scored, shown, None)})

@@ -25,6 +25,11 @@ def test_a_frame_is_anomalous_above_the_threshold_and_not_at_it(score: float, an
     assert verdict.timings_ms["verdict"] == (verdict.decided_at_ns - FRAME.captured_at_ns) / 1e6 > 0
 
 
+def test_a_verdict_knows_what_its_score_ignored_of_the_map() -> None:
+    judge = Judge(threshold=0.5, margin=3)
+    assert judge.verdict(FRAME, 0.6, np.zeros((16, 16), np.float32), {}).margin == 3
+
+
 def test_z_counts_standard_deviations_of_good_pictures() -> None:
     judge = Judge(threshold=0.5, normalisation=Normalisation(mean=3, std=2, pictures=9))
     assert [judge.verdict(FRAME, score, None, {}).z for score in (1.0, 3.0, 5.0)] == [-1, 0, 1]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import json
+import logging
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,7 +24,7 @@ import pytest
 from adedge.errors import OutputError, UsageError
 from adedge.runtime import page as page_module
 from adedge.runtime.events import Event
-from adedge.runtime.page import REJECTS, SCORES, PageSink, page_address
+from adedge.runtime.page import CONNECTIONS, REJECTS, SCORES, PageSink, page_address
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 
@@ -275,6 +281,309 @@ def test_a_reader_that_goes_away_disturbs_nobody(serve: Page, capfd: pytest.Capt
     give(page, 0.1)
     assert state(page)["cameras"][0]["frames"] == 1
     assert capfd.readouterr().err == ""
+
+
+CROWD = """
+import socket, sys, time
+port, count = int(sys.argv[1]), int(sys.argv[2])
+clients = []
+for number in range(count):
+    client = socket.create_connection(("127.0.0.1", port))
+    client.setblocking(False)
+    clients.append(client)
+print("connected", flush=True)
+while True:
+    for client in clients[::2]:  # the others are idle
+        try:
+            client.send(b"G")
+        except OSError:
+            pass
+    time.sleep(0.1)
+"""
+
+
+def test_hundreds_of_slow_clients_cost_a_bounded_number_of_descriptors(
+    serve: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "DEADLINE_S", 2.0)
+    page = serve()
+    before = descriptors()
+    crowd = subprocess.Popen([sys.executable, "-c", CROWD, str(port_of(page)), "400"], stdout=subprocess.PIPE)
+    with crowd:
+        try:
+            most, given, answered = 0, 0, False
+            patience = time.monotonic() + 30
+            while not answered and time.monotonic() < patience:
+                given += 1
+                give(page, 0.1, index=given - 1)
+                most = max(most, descriptors() - before)
+                if given == 1:
+                    assert crowd.stdout is not None
+                    assert crowd.stdout.readline() == b"connected\n"
+                try:
+                    answered = state(page)["cameras"][0]["frames"] == given
+                except (urllib.error.URLError, ConnectionError, http.client.HTTPException):
+                    time.sleep(0.01)  # turned away
+        finally:
+            crowd.kill()
+    assert answered
+    # The pipe to the crowd and this test's own client are in the same process.
+    assert CONNECTIONS / 2 < most <= CONNECTIONS + 4
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def port_of(page: PageSink) -> int:
+    return int(page.url.rsplit(":", 1)[1].strip("/"))
+
+
+def test_a_client_that_sends_byte_after_byte_is_cut_off(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "DEADLINE_S", 0.5)
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port_of(serve()))) as client:
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                client.send(b"G")
+                time.sleep(0.1)
+        assert time.monotonic() - started < 5
+
+
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "DEADLINE_S", 0.3)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(TimeoutError):
+        stream = page_module._Connection(ours)
+        for _ in range(1000):
+            stream.write(bytes(1 << 16))
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_no_error_ends_the_acceptance_of_clients(
+    serve: Page, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing = iter([error] * 3)
+    accept = page_module._Server.get_request
+
+    def get_request(server: Any) -> Any:
+        for one in failing:
+            raise one
+        return accept(server)
+
+    monkeypatch.setattr(page_module._Server, "get_request", get_request)
+    page = serve()
+    assert state(page)["cameras"][0]["frames"] == 0
+    assert next(failing, None) is None
+
+
+def test_a_thread_that_cannot_be_started_keeps_no_place(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = serve()
+
+    def start(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", start)
+        for _ in range(2 * CONNECTIONS):
+            with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
+                get(page, "state.json")
+    assert get(page, "state.json")[0] == 200
+
+
+def broken(*arguments: Any, **options: Any) -> Any:
+    raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize(
+    "fault", ["annotate", "imencode", "refused", "empty", "record", "counts"], ids=lambda fault: str(fault)
+)
+def test_what_fails_in_the_page_is_logged_once_and_does_not_reach_the_inspection(
+    serve: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    monkeypatch.setattr(page_module, "REJECT_INTERVAL_S", 0.0)
+    image = SEEN
+    match fault:
+        case "annotate":
+            monkeypatch.setattr(page_module, "annotate", broken)
+        case "imencode":
+            monkeypatch.setattr(cv2, "imencode", broken)
+        case "refused":
+            monkeypatch.setattr(cv2, "imencode", lambda *_: (False, None))
+        case "empty":
+            image = np.zeros((0, 0, 3), np.uint8)
+        case "record":
+            monkeypatch.setattr(page_module, "record_from_verdict", broken)
+        case "counts":
+            monkeypatch.setattr(page_module._View, "add", broken)
+    page = serve()
+    for index in range(20):
+        give(page, 0.9, index=index, image=image)
+    if fault == "record":
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            state(page)
+    else:
+        told = state(page)
+        assert told["cameras"][0]["frames"] == (0 if fault == "counts" else 20)
+        assert get(page, "camera/0.jpg")[:2] == (204, b"")
+        for reject in told["rejects"]:
+            assert get(page, f"reject/{reject['number']}.jpg")[0] == 204
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "the inspection goes on" in warnings[0].getMessage()
+
+
+@pytest.mark.parametrize("size", [(70_000, 8), (8, 70_000), (70_000, 2000), (1, 1)])
+def test_a_picture_too_long_for_jpeg_is_shrunk(serve: Page, size: tuple[int, int]) -> None:
+    page = serve()
+    give(page, 0.9, image=np.zeros(size, np.uint8))
+    assert max(picture(page, "reject/1.jpg").shape) <= 65_500
+
+
+def asked(page: PageSink, host: str | None, path: str = "/", method: str = "GET") -> tuple[int, bytes, Any]:
+    """The answer to a request for a host, sent to the page by whatever name."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(page), timeout=10)
+    try:
+        connection.putrequest(method, path, skip_host=True)
+        if host is not None:
+            connection.putheader("Host", host.replace("PORT", str(port_of(page))))
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+    finally:
+        connection.close()
+
+
+NAME = socket.gethostname()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "127.0.0.1", "LocalHost:PORT", f"{NAME}:PORT", f"{NAME}.", None])
+@pytest.mark.parametrize("path", ["/", "/state.json", "/metrics", "/camera/0.jpg"])
+def test_the_machines_own_names_are_answered(serve: Page, host: str | None, path: str) -> None:
+    assert asked(serve(), host, path)[0] in (200, 204)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:PORT", "localhost.evil.example", "10.1.2.3:PORT", "127.0.0.1.nip.io", "", "[", "[::1]:PORT"]
+)
+@pytest.mark.parametrize("path", ["/", "/state.json", "/metrics", "/camera/0.jpg", "/nothing"])
+def test_a_foreign_host_is_refused(serve: Page, host: str, path: str) -> None:
+    page = serve()
+    status, content, _ = asked(page, host, path)
+    assert status == 421
+    assert page.url in content.decode()
+
+
+def test_any_address_but_no_other_name_is_answered_on_all_interfaces() -> None:
+    page = PageSink(("0.0.0.0", 0), ["line"], {})
+    try:
+        assert [asked(page, host)[0] for host in ("10.1.2.3:PORT", "[fe80::1]:PORT", "localhost", NAME)] == [200] * 4
+        assert [asked(page, host)[0] for host in ("evil.example", "0.0.0.0.evil.example:PORT")] == [421] * 2
+        assert asked(page, page.url.split("/")[2])[0] == 200
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/state.json", "/metrics", "/camera/0.jpg", "/reject/1.jpg", "/nothing"])
+def test_head_answers_every_path_as_get_without_the_content(serve: Page, path: str) -> None:
+    page = serve()
+    give(page, 0.9)
+    got, head = (asked(page, "localhost", path, method) for method in ("GET", "HEAD"))
+    assert head[0] == got[0]
+    assert head[1] == b""
+    assert head[2]["Content-Type"] == got[2]["Content-Type"]
+    if path != "/state.json":  # it tells the time, in more or fewer digits
+        assert head[2]["Content-Length"] == got[2]["Content-Length"]
+
+
+def test_a_picture_comes_with_the_verdict_on_its_frame(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "DRAW_INTERVAL_S", 3600.0)
+    page = serve()
+    give(page, 0.9, index=3, name="bad \udcff\u00e9.png")  # a name in no encoding
+    give(page, 0.1, index=4)
+    last = state(page)["cameras"][0]["last"]
+    assert (last["frame"], last["anomalous"]) == (4, False)
+    _, content, headers = get(page, "camera/0.jpg")
+    record = json.loads(headers["Adedge-Verdict"])
+    assert (record["frame"], record["anomalous"], record["score"]) == (3, True, 0.9)
+    assert record["name"] == "bad \udcff\u00e9.png"
+    assert 0 <= record["seconds_ago"] < 5
+    blue, green, red = np.moveaxis(cv2.imdecode(np.frombuffer(content, np.uint8), 1)[-20:, :20].astype(int), 2, 0)
+    assert ((red - green > 60) & (red - blue > 60)).any(), "the picture says NG"
+
+
+def test_the_page_stays_after_the_end_and_says_so(serve: Page) -> None:
+    page = serve()
+    sink = page.staying()
+    assert state(page)["ended"] is False
+    now = time.monotonic_ns()
+    sink.take(
+        Verdict(
+            frame_id=0,
+            name="a",
+            captured_at_ns=now,
+            decided_at_ns=now,
+            score=0.1,
+            threshold=0.5,
+            anomalous=False,
+            timings_ms={"network": 2.0, "frame": 3.0, "verdict": 4.0},
+        ),
+        Frame(0, now, SEEN, "a"),
+    )
+    sink.close()
+    told = state(page)
+    assert told["ended"] is True
+    assert told["cameras"][0]["frames"] == 1
+
+
+def schemes() -> dict[str, dict[str, str]]:
+    """The colours of the page's variables, by colour scheme."""
+    style = page_module._PAGE.read_text().partition("<style>")[2].partition("</style>")[0]
+    dark, light = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in style.split("@media")[:2])
+    assert dark.keys() > light.keys() > {"ink", "back"}
+    return {"dark": dark, "light": {**dark, **light}}
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colours, as WCAG 2.2 defines it."""
+
+    def luminance(colour: str) -> float:
+        values = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_text_is_legible_in_both_colour_schemes(scheme: str) -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # WCAG's example that just fails
+    colours = schemes()[scheme]
+    text = [*itertools.product(("ink", "dim", "warning"), ("back", "card")), *(("on-chip", c) for c in CHIPS)]
+    marks = [(mark, "card") for mark in ("good-mark", "bad-mark", "dim")]
+    for least, pairs in ((4.5, text), (3.0, marks)):
+        for front, ground in pairs:
+            assert contrast(colours[front], colours[ground]) >= least, (front, ground)
+
+
+CHIPS = ("good", "bad", "none")
+
+
+def test_every_colour_of_the_page_is_one_of_those_checked() -> None:
+    text = page_module._PAGE.read_text()
+    named = set(re.findall(r"(?:^|[\s;{])color: var\(--([\w-]+)\)", text))
+    assert named == {"ink", "dim", "warning", "on-chip"}
+    unnamed = re.sub(r"--[\w-]+: #[0-9a-f]{6};", "", text)
+    assert not re.search(r"#[0-9a-f]{3,8}\b|rgba?\(|hsla?\(", unnamed)
+
+
+def test_requests_of_the_page_time_out_before_a_verdict_is_old() -> None:
+    text = page_module._PAGE.read_text()
+    assert text.count("fetch(") == 1
+    assert "signal: AbortSignal.timeout(TIMEOUT_MS)" in text
+    assert "TIMEOUT_MS = 2000" in text
 
 
 def test_a_port_that_is_taken_is_one_sentence(serve: Page) -> None:

@@ -16,6 +16,7 @@ from adedge.cli.options import Expect, RequireSignature
 from adedge.console import output
 from adedge.errors import BundleError, EngineError
 from adedge.manifest import IMPORTED, Difference
+from adedge.specs import ScoreSpec
 
 if TYPE_CHECKING:
     from adedge.signing import Claim
@@ -76,6 +77,15 @@ def _backbone(options: Mapping[str, object]) -> str:
     return f"weights {options['weights']}, sha256 {str(options['weights_digest'])[:16]}"
 
 
+def _margin(score: ScoreSpec) -> str:
+    """Which part of an anomaly map the score judges."""
+    if score.reduce == "output":
+        return "none: the network itself scores the whole picture"
+    if score.margin == 0:
+        return "none: the whole anomaly map is judged"
+    return f"{score.margin} pixels at each border of the anomaly map are not judged; pictures show them hatched"
+
+
 def _show(bundle: Bundle, engines: dict[str, Any], signed: tuple[Claim, str] | None, *, checked: bool) -> None:
     manifest = bundle.manifest
     spec, source = manifest.input, manifest.provenance
@@ -94,6 +104,7 @@ def _show(bundle: Bundle, engines: dict[str, Any], signed: tuple[Claim, str] | N
         "score",
         " → ".join(part for part in (comparison.kind + window, filters, manifest.score.reduce) if part),
     )
+    facts.add_row("margin", _margin(manifest.score))
     if manifest.method == IMPORTED:
         facts.add_row("imported from", f"{source.data}, {source.created}")
     else:

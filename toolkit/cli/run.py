@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from adedge.processors import limit_opencv
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
+    from adedge.runtime.page import PageSink
     from adedge.runtime.pipeline import Stream
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
@@ -153,12 +154,13 @@ def run(
 
     Ctrl-C (or SIGTERM) ends the run cleanly: waiting frames are inspected, files are closed, the summary is printed.
     For cameras this is the normal end (exit code 0); an unfinished video or folder exits with 130 (143).
+    In a terminal, the live page stays after the last frame until Ctrl-C.
     """
     _quiet_opencv()
     limit_opencv()
     from adedge.runtime.capture import default_policy
     from adedge.runtime.inspection import open_inspector
-    from adedge.runtime.page import page_address
+    from adedge.runtime.page import PageSink, page_address
     from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.sources.address import shown
@@ -199,31 +201,42 @@ def run(
             )
         about = {"bundle": opened.path.resolve().name, "engine": engine}
         outline = manifest.score.reduce == "max"
-        sinks = _open_sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
+        live_page = None if address is None else PageSink(address, [one.name for one in frames], about, outline=outline)
+        if live_page is not None:
+            cleanup.callback(live_page.close)
+        sinks = _open_sinks(frames, jsonl, video, rejects, maps, live_page, outline=outline)
         streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
-        try:
-            with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
-                run_pipeline(
-                    streams,
-                    inspector,
-                    policy=policy,
-                    batch=batch,
-                    wait_ms=wait_ms,
-                    max_frames=max_frames,
-                    stop=stop.event,
-                    statistics=statistics,
-                    watch=watch,
-                    camera_timeout_s=camera_timeout,
-                    on_camera_fault=on_camera_fault,
-                )
-        except BrokenPipeError:
-            # The reader of the verdicts closed the pipe (| head): a normal end. Without this redirection Python would
-            # complain when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        finally:
-            _summarise(streams, statistics, engine)
-    if stop.signal_number is not None and not all(one.live for one in frames):
-        raise typer.Exit(128 + stop.signal_number)
+        with _stop_on_signals() as stop:
+            complete = False
+            try:
+                with _status_line(frames, stdout_is_used=jsonl is None) as watch:
+                    run_pipeline(
+                        streams,
+                        inspector,
+                        policy=policy,
+                        batch=batch,
+                        wait_ms=wait_ms,
+                        max_frames=max_frames,
+                        stop=stop.event,
+                        statistics=statistics,
+                        watch=watch,
+                        camera_timeout_s=camera_timeout,
+                        on_camera_fault=on_camera_fault,
+                    )
+                complete = max_frames is None or statistics.frames < max_frames
+            except BrokenPipeError:
+                # The reader of the verdicts closed the pipe (| head): a normal end. Without this redirection Python
+                # would complain when it flushes stdout at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            finally:
+                _summarise(streams, statistics, engine)
+            signal_number = stop.signal_number
+            if live_page is not None and complete and signal_number is None and _has_terminal():
+                note(f"the sources have ended; the live page stays at {live_page.url} until you press Ctrl-C")
+                while not stop.event.is_set():  # not wait(): the signal handler that sets it must not take a lock
+                    time.sleep(0.1)
+    if signal_number is not None and not all(one.live for one in frames):
+        raise typer.Exit(128 + signal_number)
     if fail_on_reject and statistics.rejects:
         raise typer.Exit(REJECTS_FOUND)
 
@@ -258,8 +271,7 @@ def _open_sinks(
     video: Path | None,
     rejects: Path | None,
     maps: Path | None,
-    page: tuple[str, int] | None,
-    about: Mapping[str, str],
+    live_page: PageSink | None,
     *,
     outline: bool,
 ) -> list[list[Sink]]:
@@ -267,7 +279,6 @@ def _open_sinks(
 
     The file of verdicts is opened last, so that a call that another sink refuses leaves an existing file as it was.
     """
-    from adedge.runtime.page import PageSink
     from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
 
     videos: list[list[Sink]] = [[] for _ in frames]
@@ -280,12 +291,16 @@ def _open_sinks(
         shared.append(RejectsSink(rejects, outline=outline))
     if maps is not None:
         shared.append(MapsSink(maps))
-    if page is not None:
-        page_sink = PageSink(page, [one.name for one in frames], about, outline=outline)
-        note(f"live page: {page_sink.url}")
-        shared.append(page_sink)
+    if live_page is not None:
+        note(f"live page: {live_page.url}")
+        shared.append(live_page.staying())
     shared.insert(0, JsonLinesSink(jsonl or sys.stdout))
     return [[*shared, *own] for own in videos]
+
+
+def _has_terminal() -> bool:
+    """Whether somebody can press Ctrl-C: a service or a script must not wait for it."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 class _Stop:

@@ -14,6 +14,7 @@ from typer.testing import Result
 from adedge.bundle import Bundle
 from adedge.errors import BundleError
 from adedge.manifest import Difference, Graph
+from adedge.specs import ReadyMap, ScoreSpec
 
 Adedge = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]
@@ -24,6 +25,25 @@ def test_inspect_shows_what_a_person_wants_to_know(bundle: Path, adedge: Adedge)
     assert result.returncode == 0
     for fact in ("oesdn", "48 × 64 × 1 gray", "dssim 7 × 7", "uniform 32", "pytorch/fp32", "0.125", "1.00%", "120"):
         assert fact in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("score", "meaning"),
+    [
+        (ScoreSpec(comparison=ReadyMap()), "none: the whole anomaly map is judged"),
+        (ScoreSpec(comparison=ReadyMap(), margin=6), "6 pixels at each border of the anomaly map are not judged"),
+        (ScoreSpec(comparison=ReadyMap(), reduce="output"), "none: the network itself scores the whole picture"),
+    ],
+    ids=["none", "some", "network"],
+)
+def test_inspect_says_what_the_margin_leaves_out(
+    red_bundle: Bundle, invoke: Invoke, score: ScoreSpec, meaning: str
+) -> None:
+    with red_bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(score=score.model_dump())
+    lines = invoke("inspect", red_bundle.path).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("margin"))
+    assert meaning in line
 
 
 def test_inspect_json_is_the_manifest(bundle: Path, adedge: Adedge) -> None:

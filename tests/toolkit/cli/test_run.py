@@ -255,6 +255,62 @@ def test_live_page_while_it_runs(bundle: Path, many: Path) -> None:
     assert state["cameras"][0]["last"]["anomalous"] is False
 
 
+@pytest.mark.parametrize(
+    ("number", "options", "code"),
+    [(signal.SIGINT, (), 0), (signal.SIGTERM, (), 0), (signal.SIGTERM, ("--fail-on-reject",), 3)],
+    ids=["ctrl-c", "term", "reject"],
+)
+def test_in_a_terminal_the_live_page_stays_after_the_last_frame(
+    bundle: Path, pictures: Path, number: signal.Signals, options: tuple[str, ...], code: int
+) -> None:
+    terminal, stdin = os.openpty()
+    with subprocess.Popen(
+        _command(bundle, pictures, "--page", "0", *options),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    ) as process:
+        os.close(stdin)
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "until you press Ctrl-C" in line:
+                break
+        url = next(line for line in lines if "live page: " in line).split()[-1]
+        assert any("5 frames: 3 passed, 2 rejected" in line for line in lines)
+        state = _state(url)
+        assert process.poll() is None
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    os.close(terminal)
+    assert process.returncode == code, errors
+    assert len(output.splitlines()) == 5
+    assert state["ended"] is True
+    assert state["cameras"][0]["frames"] == 5
+
+
+@pytest.mark.parametrize("options", [(), ("--max-frames", "3")], ids=["no terminal", "stopped"])
+def test_nobody_waits_for_ctrl_c_where_nobody_can_press_it(
+    bundle: Path, pictures: Path, options: tuple[str, ...]
+) -> None:
+    terminal, stdin = os.openpty()
+    result = subprocess.run(
+        _command(bundle, pictures, "--page", "0", *options),
+        stdin=stdin if options else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=_environment(),
+    )
+    os.close(stdin)
+    os.close(terminal)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == (3 if options else 5)
+
+
 def _state(url: str) -> Any:
     with urllib.request.urlopen(f"{url}state.json", timeout=30) as answer:
         return json.load(answer)
