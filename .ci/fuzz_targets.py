@@ -5,7 +5,9 @@ Each function of `TARGETS` gets an empty folder.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import logging
 import os
 import re
@@ -145,6 +147,32 @@ def golden_target(folder: Path) -> Target:
     return _file_target(folder, "golden.npz", mutate_zip)
 
 
+def signature_target(folder: Path) -> Target:
+    """bundle.sig, and the statement inside it."""
+    from adedge.bundle import Bundle, open_bundle
+    from adedge.errors import AdedgeError
+    from adedge.signing import create_key, sign
+
+    path = _bundle(folder)
+    public = create_key(folder / "key")
+    sign(Bundle.open(path), folder / "key")
+
+    def mutate(data: bytes, random: Random) -> bytes:
+        if random.random() < 0.5:
+            return mutate_json(data, random)
+        record = json.loads(data)
+        payload = mutate_json(base64.b64decode(record["payload"]), random)
+        return json.dumps({**record, "payload": base64.b64encode(payload).decode()}).encode()
+
+    def read(data: bytes) -> None:
+        (path / "bundle.sig").write_bytes(data)
+        with contextlib.suppress(AdedgeError):
+            open_bundle(path, public)
+        _use(path)
+
+    return Target([(path / "bundle.sig").read_bytes()], mutate, read)
+
+
 def external_target(folder: Path) -> Target:
     """ONNX files: whether they refer to other files, found without parsing them."""
     from adedge.onnx_data import refuse_external
@@ -276,6 +304,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "manifest": manifest_target,
     "engine": engine_target,
     "golden": golden_target,
+    "signature": signature_target,
     "external": external_target,
     "import": import_target,
     "csv": csv_target,

@@ -553,6 +553,7 @@ def _run_once(session: Any, inputs: Mapping[str, NDArray[np.float32]], timeout_s
         raise
     finally:
         timer.cancel()
+        timer.join()
     return outputs
 
 

@@ -279,7 +279,7 @@ def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, cou
     with pytest.raises(EngineError, match=r"m.onnx takes longer than 0.5 s for one frame: .* raise --timeout"):
         detector_from_onnx(path, Description(), dataset, timeout_s=0.5)
     assert time.monotonic() - started < 20
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_constants_that_take_too_long_to_compute_are_ended(tmp_path: Path, dataset: Dataset) -> None:
