@@ -93,8 +93,8 @@ class Listing:
 
 def find_pictures(folder: Path) -> Listing:
     """As `list_folder`. Raises `DataError` if the folder is missing, not a folder, or holds no picture."""
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path's, False for a name that is too long
+        what = "is not a folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
         raise DataError(f"{folder} {what}: give a folder of pictures")
     listing = list_folder(folder)
     if not listing.pictures:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -335,6 +336,7 @@ def _samples_from_rows(table: Path, root: Path, rows: list[_Row]) -> Found:
 def _resolve(root: Path, text: str, what: str) -> Path:
     """The path ``text``, absolute or below ``root``, perhaps with backslashes. Raises `DataError` if it is no file."""
     for written in (text, text.replace("\\", "/")):
-        if (root / written).is_file():
+        if os.path.isfile(root / written):  # noqa: PTH113 - unlike Path's, False for a name that is too long
             return root / written
-    raise DataError(f"{what} '{text}' does not exist: paths are relative to {root}")
+    shown = text if len(text) <= 200 else f"{text[:200]}..."
+    raise DataError(f"{what} '{shown}' does not exist: paths are relative to {root}")

@@ -172,6 +172,7 @@ def test_a_manifest_without_calibration_pictures_is_split(pictures: Path) -> Non
         ("path,split,label\na.png,train,fine\n", "line 2: label 'fine' is not known: give good or anomalous"),
         ("path,split,label\na.png,train,anomalous\n", "line 2: an anomalous picture is in train"),
         ("path,split,label\na.png,train,good\nz.png,train,good\n", "line 3: the picture 'z.png' does not exist"),
+        (f"path,split,label\n{'z' * 5000},train,good\n", r"line 2: the picture 'z{200}\.\.\.' does not exist"),
         ("path,split,label\na.png,train,good\na.png,test,good\n", "line 3: a.png is already in line 2"),
         ("path,split,label\na.png,test,good\n", "no row whose split is train"),
         ("path,split,label,mask\na.png,train,good,\nb.png,test,1,m.png\n", "line 3: the mask 'm.png' does not exist"),
