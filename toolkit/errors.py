@@ -62,3 +62,8 @@ class MissingDependency(AdedgeError):  # noqa: N818 - clearer without the suffix
         super().__init__(f"{purpose} needs the package '{package}': pip install 'adedge[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+def reason(error: OSError) -> str:
+    """Why the operating system refused, in its words: "No space left on device"; never empty, never "None"."""
+    return error.strerror or str(error) or type(error).__name__
