@@ -20,6 +20,7 @@ from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (90, 121, 3), np.uint8)
+RUN = "20260131T081502Z-4f2a"
 MAP = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 
 
@@ -44,7 +45,7 @@ def verdict(of: Frame, score: float = 0.75) -> Verdict:
 
 def test_a_line_of_json_per_verdict() -> None:
     stream = io.StringIO()
-    sink = JsonLinesSink(stream)
+    sink = JsonLinesSink(stream, run_id=RUN)
     before = datetime.now(timezone.utc)
     for index, score in enumerate((0.75, 0.25)):
         sink.take(verdict(frame(index), score), frame(index))
@@ -53,6 +54,7 @@ def test_a_line_of_json_per_verdict() -> None:
     age_s = (datetime.fromisoformat(first.pop("captured_at").replace("Z", "+00:00")) - before).total_seconds()
     assert abs(age_s) < 60
     assert first == {
+        "run": RUN,
         "frame": 0,
         "name": "part 0.png",
         "score": 0.75,
@@ -158,16 +160,16 @@ def test_video_stops_before_the_disk_is_full_and_plays(tmp_path: Path, monkeypat
 
 
 def test_rejects_are_kept_as_seen_and_with_their_overlay(tmp_path: Path) -> None:
-    sink = RejectsSink(tmp_path / "rejects")
+    sink = RejectsSink(tmp_path / "rejects", run_id=RUN)
     for index, score in enumerate((0.75, 0.25, 0.9)):
         sink.take(verdict(frame(index), score), frame(index))
     sink.close()
     written = sorted(path.name for path in (tmp_path / "rejects").iterdir())
     assert written == [
-        "000000_part_0.overlay.jpg",
-        "000000_part_0.png",
-        "000002_part_2.overlay.jpg",
-        "000002_part_2.png",
+        f"{RUN}_000000_part_0.overlay.jpg",
+        f"{RUN}_000000_part_0.png",
+        f"{RUN}_000002_part_2.overlay.jpg",
+        f"{RUN}_000002_part_2.png",
     ]
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "rejects" / written[1])), IMAGE)
 
@@ -178,26 +180,28 @@ def test_an_nv12_frame_is_drawn_as_opencv_converts_it(tmp_path: Path) -> None:
     written = []
     for of in (Frame(0, 0, image, "camera#0", nv12=True), Frame(0, 0, converted, "camera#0")):
         folder = tmp_path / str(len(written))
-        made = (RejectsSink(folder), VideoSink(folder / "line.avi"))
+        made = (RejectsSink(folder, run_id=RUN), VideoSink(folder / "line.avi"))
         for sink in made:
             sink.take(verdict(of), of)
             sink.close()
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert len(written[0]) == 3
     assert written[0] == written[1]
-    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0" / "000000_camera_0.png")), converted)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0" / f"{RUN}_000000_camera_0.png")), converted)
 
 
 def test_name_of_a_frame_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     of = Frame(3, time.monotonic_ns(), IMAGE, "../../../etc/part.png")
-    MapsSink(tmp_path / "maps").take(verdict(of), of)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")] == ["maps/000003_etc_part.npy"]
+    MapsSink(tmp_path / "maps", run_id=RUN).take(verdict(of), of)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")] == [
+        f"maps/{RUN}_000003_etc_part.npy"
+    ]
 
 
 def test_maps_are_kept_exactly(tmp_path: Path) -> None:
-    sink = MapsSink(tmp_path)
+    sink = MapsSink(tmp_path, run_id=RUN)
     sink.take(verdict(frame(4)), frame(4))
-    np.testing.assert_array_equal(np.load(tmp_path / "000004_part_4.npy"), MAP)
+    np.testing.assert_array_equal(np.load(tmp_path / f"{RUN}_000004_part_4.npy"), MAP)
 
 
 def test_list_sink_keeps_copies_of_maps() -> None:

@@ -45,14 +45,10 @@ def demo(
         _adedge("build-engine", bundle, "--target", "tensorrt-rtx", "--precision", precision)
     _adedge("prove", bundle, data)
     source = f"synthetic:{DEMO.texture}?seed={seed}&frames={frames}"
-    results = (
-        "--video",
-        output / "inspection.mp4",
-        "--jsonl",
-        output / "verdicts.jsonl",
-        "--rejects",
-        output / "rejects",
-    )
+    video, verdicts, rejects = (output / name for name in ("inspection.mp4", "verdicts.jsonl", "rejects"))
+    for earlier in (video, verdicts):
+        earlier.unlink(missing_ok=True)  # the run would keep them
+    results = ("--video", video, "--jsonl", verdicts, "--rejects", rejects)
     _adedge("run", bundle, source, "--target", "onnxruntime", "--precision", "fp32", *results)
     _adedge("benchmark", bundle, "--data", data, "-o", output / "report")
     _adedge("inspect", bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,11 +22,15 @@ from rich.text import Text
 
 from adedge.bundle import open_bundle
 from adedge.cli import app, finite
+from adedge.cli.evidence import EvidenceSize, KeepFiles, KeepFree, RotateAge, RotateSize
 from adedge.cli.options import RequireSignature
 from adedge.console import console, note, warn
+from adedge.errors import UsageError
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
+    from adedge.runtime.evidence import Retention
+    from adedge.runtime.line_file import Rotation
     from adedge.runtime.pipeline import Stream
     from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
@@ -82,12 +87,17 @@ def run(
         int | None, typer.Option(min=1, help="Stop after this many frames, counted over all sources.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for ONNX Runtime. Default: all cores.")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="Write verdicts (JSON lines) to this file, not stdout.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Append verdicts (JSON lines) to this file, not stdout.")] = None,
+    rotate_size: RotateSize = None,
+    rotate_age: RotateAge = None,
+    keep_files: KeepFiles = None,
     video: Annotated[
         Path | None, typer.Option(help="Annotated video: .webm (for browsers), .mp4, .avi or .mkv.")
     ] = None,
     rejects: Annotated[Path | None, typer.Option(help="Folder for rejects: original frame and overlay.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for the raw anomaly maps (float32 .npy).")] = None,
+    evidence_size: EvidenceSize = None,
+    keep_free: KeepFree = None,
     page: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +106,14 @@ def run(
             "0.0.0.0:8080 for the whole network.",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on an unreadable picture, do not skip it.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail on an unreadable picture, do not skip it. Fail at once if verdicts cannot be written, and at "
+            "the end if rejects, maps, video or page could not.",
+        ),
+    ] = False,
     reconnect: Annotated[
         float, typer.Option(min=0, callback=finite, help="Seconds to wait for a lost camera to return.")
     ] = 0.0,
@@ -118,13 +135,17 @@ def run(
     """
     _quiet_opencv()
     from adedge.runtime.capture import default_policy
+    from adedge.runtime.evidence import Retention
     from adedge.runtime.inspection import open_inspector
+    from adedge.runtime.line_file import Rotation
     from adedge.runtime.page import page_address
     from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
     from adedge.runtime.statistics import Statistics
 
     address = None if page is None else page_address(page)
+    if jsonl is None and (rotate_size, rotate_age, keep_files) != (None, None, None):
+        raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
     _show_logging()
     opened = open_bundle(bundle, require_signature)
     manifest = opened.manifest
@@ -157,7 +178,11 @@ def run(
             )
         about = {"bundle": opened.path.resolve().name, "engine": engine}
         outline = manifest.score.reduce == "max"
-        sinks = _open_sinks(frames, jsonl, video, rejects, maps, address, about, outline=outline)
+        rotation = Rotation(size_bytes=rotate_size, age_s=rotate_age, keep_files=keep_files)
+        retention = Retention(folder_bytes=evidence_size, keep_free_bytes=keep_free)
+        sinks = _open_sinks(
+            *(frames, jsonl, video, rejects, maps, address, about, rotation, retention), outline=outline, strict=strict
+        )
         streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
         try:
             with _stop_on_signals() as stop, _status_line(frames, stdout_is_used=jsonl is None) as watch:
@@ -178,6 +203,9 @@ def run(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         finally:
             _summarise(streams, statistics, engine)
+            incomplete = _report_failures(sinks)
+    if incomplete:
+        raise typer.Exit(1)
     if stop.signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + stop.signal_number)
     if fail_on_reject and statistics.rejects:
@@ -207,32 +235,51 @@ def _open_sinks(
     maps: Path | None,
     page: tuple[str, int] | None,
     about: Mapping[str, str],
+    rotation: Rotation,
+    retention: Retention,
     *,
     outline: bool,
+    strict: bool,
 ) -> list[list[Sink]]:
     """The requested sinks of each source, verdicts first. Sources share them, except that each has its own video.
 
     The file of verdicts is opened last, so that a call that another sink refuses leaves an existing file as it was.
     """
     from adedge.runtime.page import PageSink
-    from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
+    from adedge.runtime.sinks import BestEffort, JsonLinesSink, MapsSink, RejectsSink, VideoSink
+    from adedge.runtime.verdict import new_run_id
 
+    run_id = new_run_id()
     videos: list[list[Sink]] = [[] for _ in frames]
     if video is not None:
         for index, source in enumerate(frames):
             path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
-            videos[index].append(VideoSink(path, fps=source.fps or 25.0, outline=outline))
+            sink = VideoSink(path, fps=source.fps or 25.0, outline=outline, run_id=run_id, retention=retention)
+            videos[index].append(BestEffort(sink, "the video", required=strict))
     shared: list[Sink] = []
     if rejects is not None:
-        shared.append(RejectsSink(rejects, outline=outline))
+        pictures = RejectsSink(rejects, outline=outline, run_id=run_id, retention=retention)
+        shared.append(BestEffort(pictures, "rejects", required=strict))
     if maps is not None:
-        shared.append(MapsSink(maps))
+        shared.append(BestEffort(MapsSink(maps, run_id=run_id, retention=retention), "maps", required=strict))
     if page is not None:
         page_sink = PageSink(page, [one.name for one in frames], about, outline=outline)
         note(f"live page: {page_sink.url}")
-        shared.append(page_sink)
-    shared.insert(0, JsonLinesSink(jsonl or sys.stdout))
+        shared.append(BestEffort(page_sink, "the live page", required=strict))
+    verdicts: Sink = JsonLinesSink(jsonl or sys.stdout, run_id=run_id, rotation=rotation)
+    shared.insert(0, verdicts if strict else BestEffort(verdicts, "verdicts", required=True))
     return [[*shared, *own] for own in videos]
+
+
+def _report_failures(sinks: Sequence[Sequence[Sink]]) -> bool:
+    """Warn of outputs that are incomplete; return whether one of them was required."""
+    from adedge.runtime.sinks import BestEffort
+
+    outputs = dict.fromkeys(sink for own in sinks for sink in own if isinstance(sink, BestEffort))
+    failed = [sink for sink in outputs if sink.failures]
+    for sink in failed:
+        warn(f"{sink.name}: incomplete, {sink.failures} could not be written; the first warning says why")
+    return any(sink.required for sink in failed)
 
 
 class _Stop:
@@ -282,7 +329,11 @@ def _status_line(
             nonlocal drawn_at
             if time.monotonic() - drawn_at > 0.2:
                 drawn_at = time.monotonic()
-                live.update(_status(statistics, total), refresh=True)
+                try:
+                    live.update(_status(statistics, total), refresh=True)
+                except Exception as error:  # it only shows what happens
+                    drawn_at = math.inf
+                    warn(f"the status line failed and is gone ({error}); the inspection goes on")
 
         yield watch
 
