@@ -151,9 +151,11 @@ def _is_json(text: bytes) -> bool:
 
 
 def _begun_at(file: FileIO) -> float:
-    """Unix time of a file's first line: its "captured_at", or now."""
+    """Unix time of a file's first line: its "captured_at", "at" if it is an event, or else now."""
     first = os.pread(file.fileno(), _LONGEST_LINE, 0).partition(b"\n")[0]
     try:
-        return datetime.fromisoformat(json.loads(first)["captured_at"].replace("Z", "+00:00")).timestamp()
+        record = json.loads(first)
+        time_of_line = record.get("captured_at") or record["at"]
+        return datetime.fromisoformat(time_of_line.replace("Z", "+00:00")).timestamp()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return time.time()

@@ -32,8 +32,8 @@ HEAT_OPACITY = 0.6
 _COLOURS = cv2.applyColorMap(np.linspace(20, 235, 256).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)
 # Opacity of each level: 0 up to level 64 (a quarter of the scale), rising to full at the threshold (level 128).
 _OPACITY = (np.clip((np.arange(256) - 64) / 64, 0, 1) * HEAT_OPACITY).astype(np.float32)
-SMALLEST_SIDE = 256
-"""Frames at most half this size are enlarged by a whole factor before anything is drawn on them."""
+SMALLEST_SIDE, LONGEST_SIDE = 256, 4096
+"""Frames of at most half the first size are enlarged by a whole factor before they are drawn on, up to the second."""
 
 
 def heat(anomaly_map: Map, threshold: float) -> Picture:
@@ -148,8 +148,11 @@ def bgr_from_frame(frame: Picture) -> Picture:
 
 
 def enlarged(picture: Picture, smallest_side: int = SMALLEST_SIDE) -> Picture:
-    """Enlarge by the largest whole factor that keeps the shorter side within ``smallest_side``; pixels stay sharp."""
-    factor = smallest_side // min(picture.shape[:2])
+    """Enlarge by the largest whole factor that keeps the shorter side within ``smallest_side``; pixels stay sharp.
+
+    The longer side stays within `LONGEST_SIDE`.
+    """
+    factor = min(smallest_side // min(picture.shape[:2]), LONGEST_SIDE // max(picture.shape[:2]))
     if factor <= 1:
         return picture
     return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), np.uint8)

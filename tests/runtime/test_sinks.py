@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import resource
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 
 from adedge.errors import OutputError, UsageError
 from adedge.runtime import sinks
-from adedge.runtime.sinks import CODECS, JsonLinesSink, ListSink, MapsSink, RejectsSink, VideoSink
+from adedge.runtime.sinks import CODECS, BestEffort, JsonLinesSink, ListSink, MapsSink, RejectsSink, VideoSink
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 
@@ -202,6 +205,149 @@ def test_maps_are_kept_exactly(tmp_path: Path) -> None:
     sink = MapsSink(tmp_path, run_id=RUN)
     sink.take(verdict(frame(4)), frame(4))
     np.testing.assert_array_equal(np.load(tmp_path / f"{RUN}_000004_part_4.npy"), MAP)
+
+
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [
+        (30000 / 1001, 29.970),
+        (24000 / 1001, 23.976),
+        (119.88, 119.88),
+        (119.8765, 119.88),  # 119.877 would be 119877/1000, and 16 bits end at 65535
+        (1e5 / 3, 25.0),
+        (90_000.0, 25.0),  # a still picture, such as cover art
+        (0.0, 25.0),
+        (math.nan, 25.0),
+        (math.inf, 25.0),
+        (-30.0, 25.0),
+        (0.5, 0.5),
+        (1000.0, 1000.0),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
+def test_every_frame_rate_gives_a_video(tmp_path: Path, stated: float, written: float, suffix: str) -> None:
+    path = tmp_path / f"line{suffix}"
+    sink = VideoSink(path, fps=stated)
+    for index in range(3):
+        sink.take(verdict(frame(index)), frame(index))
+    sink.close()
+    reader = cv2.VideoCapture(str(path))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(written, rel=1e-4)
+    assert sum(1 for _ in iter(reader.grab, False)) == 3
+
+
+def test_a_rate_that_is_none_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    VideoSink(tmp_path / "line.mp4", fps=90_000)
+    assert "states 90000 frames per second: the video plays at 25" in caplog.text
+
+
+def test_an_existing_video_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "line.avi"
+    path.write_bytes(b"of an earlier run")
+    sink = VideoSink(path, run_id=RUN)
+    sink.take(verdict(frame()), frame())
+    sink.close()
+    assert path.read_bytes() == b"of an earlier run"
+    assert cv2.VideoCapture(str(tmp_path / f"line.{RUN}.avi")).grab()
+    assert f"this run's video is line.{RUN}.avi" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(70_000, 3), (40, 70_000), (70_000, 40)])
+def test_a_picture_too_long_for_its_format_is_scaled_down(tmp_path: Path, shape: tuple[int, int]) -> None:
+    long = frame(0, np.full((*shape, 3), 90, np.uint8))
+    sinks_of_pictures = (RejectsSink(tmp_path / "rejects", run_id=RUN), VideoSink(tmp_path / "line.webm"))
+    for sink in sinks_of_pictures:
+        sink.take(verdict(long), long)
+        sink.close()
+    original = cv2.imread(str(tmp_path / "rejects" / f"{RUN}_000000_part_0.png"))
+    overlay = cv2.imread(str(tmp_path / "rejects" / f"{RUN}_000000_part_0.overlay.jpg"))
+    np.testing.assert_array_equal(original, long.image)
+    assert overlay is not None
+    assert max(overlay.shape) <= 65_535
+    assert cv2.VideoCapture(str(tmp_path / "line.webm")).grab()
+
+
+def test_half_a_map_is_never_left(tmp_path: Path) -> None:
+    sink = MapsSink(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError):
+            sink.take(verdict(frame()), frame())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+NOT_UTF8 = os.fsdecode(b"Gr\xf6\xdfe \x9b\x1b.png")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "ascii"])
+def test_every_name_makes_a_line_of_json_in_utf8(encoding: str) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    names = (NOT_UTF8, "Größe 中文 😀.png", "a\x9b2J\u2028\u202e\x7f.png")
+    sink = JsonLinesSink(stream)
+    for name in names:
+        sink.take(replace(verdict(frame()), name=name), frame())
+    lines = written.getvalue().decode("utf-8").split("\n")
+    assert [json.loads(line)["name"] for line in lines[:-1]] == ["Gr\\xf6\\xdfe \\x9b\x1b.png", *names[1:]]
+    assert not set("".join(lines)) & set("\x1b\x9b\x7f\u2028\u202e")
+
+
+def test_a_file_of_lines_takes_every_name(tmp_path: Path) -> None:
+    sink = JsonLinesSink(tmp_path / "v.jsonl")
+    sink.take(replace(verdict(frame()), name=NOT_UTF8), frame())
+    sink.close()
+    assert json.loads((tmp_path / "v.jsonl").read_bytes().decode())["name"].startswith("Gr\\xf6")
+
+
+class Failing(ListSink):
+    """Fails for every verdict but the second, and when it is closed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        if verdict.frame_id != 1:
+            raise self._error
+        super().take(verdict, frame)
+
+    def close(self) -> None:
+        super().close()
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OutputError("the disk is full"), "the disk is full"),
+        (RuntimeError("bug"), "RuntimeError: bug"),
+        (MemoryError(), "MemoryError"),
+        (cv2.error("drawing"), "drawing"),
+    ],
+)
+def test_an_output_that_fails_is_named_once_and_counted(
+    error: Exception, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Failing(error)
+    sink = BestEffort(failing, "rejects")
+    for index in range(4):
+        sink.take(verdict(frame(index)), frame(index))
+    sink.close()
+    assert (sink.failures, len(failing.verdicts), failing.closed) == (4, 1, True)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("rejects: ")
+    assert text in record.getMessage()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), KeyboardInterrupt()])
+def test_the_end_of_a_run_is_no_failure_of_an_output(error: BaseException) -> None:
+    sink = BestEffort(Failing(error), "verdicts")  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        sink.take(verdict(frame()), frame())
+    assert sink.failures == 0
 
 
 def test_list_sink_keeps_copies_of_maps() -> None:
