@@ -78,12 +78,13 @@ def annotate(frame: Picture, verdict: Verdict, *, outline: bool = True, beside: 
     return np.vstack([body, _banner(verdict, body.shape[1], max(28, body.shape[0] // 12))])
 
 
-def shrunk(frame: Picture, width: int) -> Picture:
-    """Scale a frame down to at most ``width`` pixels, preserving its aspect ratio."""
-    scale = width / frame.shape[1]
+def shrunk(frame: Picture, width: int, height: int | None = None) -> Picture:
+    """Scale a frame down to at most ``width`` and ``height`` pixels, preserving its aspect ratio."""
+    scale = min(width / frame.shape[1], 1 if height is None else height / frame.shape[0])
     if scale >= 1:
         return frame
-    return np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from adedge.runtime.disk import DiskFull, writing
 from adedge.runtime.evidence import KEEP_ALL, EvidenceFolder, Retention, evidence_stem
 from adedge.runtime.line_file import NO_ROTATION, LineFile, Rotation
 from adedge.runtime.line_stream import LineStream
-from adedge.runtime.overlay import annotate
+from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict, new_run_id, record_from_verdict
 
@@ -158,10 +158,10 @@ class VideoSink(Sink):
         if self._retention.missing_bytes(self._path.parent) + _RESERVE_BYTES > 0:
             raise DiskFull(f"the disk that holds {self._path} is full: free some space, or choose another path")
         # Drawing and encoding 12 megapixels would be slower than most networks.
-        image = _fit(frame.picture, self._longest_side // (2 if self._beside else 1), self._longest_side)
+        image = shrunk(frame.picture, self._longest_side // (2 if self._beside else 1), self._longest_side)
         picture = annotate(image, verdict, outline=self._outline, beside=self._beside)
         if self._writer is None:
-            height, width = _fit(picture, _VIDEO_SIDE, _VIDEO_SIDE).shape[:2]
+            height, width = shrunk(picture, _VIDEO_SIDE, _VIDEO_SIDE).shape[:2]
             self._size = (width - width % 2 or 2, height - height % 2 or 2)  # the codecs halve the chroma resolution
             self._writer, self.codec = _open_video(self._path, self._fps, self._size)
         if (picture.shape[1], picture.shape[0]) != self._size:
@@ -206,10 +206,10 @@ class RejectsSink(Sink):
         """Write both pictures if the frame is anomalous."""
         if not verdict.anomalous:
             return
-        overlay = annotate(_fit(frame.picture, _JPEG_SIDE, _JPEG_SIDE), verdict, outline=self._outline)
+        overlay = annotate(shrunk(frame.picture, _JPEG_SIDE, _JPEG_SIDE), verdict, outline=self._outline)
         files = {
             ".png": _encode(".png", frame.picture),
-            ".overlay.jpg": _encode(".jpg", _fit(overlay, _JPEG_SIDE, _JPEG_SIDE)),
+            ".overlay.jpg": _encode(".jpg", shrunk(overlay, _JPEG_SIDE, _JPEG_SIDE)),
         }
         self._folder.write(evidence_stem(self._run_id, verdict), files)
 
@@ -276,15 +276,6 @@ class BestEffort(Sink):
 
 _VIDEO_SIDE = 4096  # pixels; what H.264 decoders of the present take
 _JPEG_SIDE = 65_500  # pixels; a JPEG cannot have more than 65 535
-
-
-def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Scale a picture down to at most ``width`` × ``height`` pixels, preserving its aspect ratio."""
-    scale = min(width / picture.shape[1], height / picture.shape[0])
-    if scale >= 1:
-        return picture
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _encode(suffix: str, picture: NDArray[np.uint8]) -> bytes:
