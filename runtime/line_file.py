@@ -119,7 +119,8 @@ class LineFile:
 
 def _keep_newest(path: Path, count: int) -> None:
     form = re.compile(rf"{re.escape(path.stem)}\.{RUN_ID}{re.escape(path.suffix)}")
-    aside = sorted(other for other in path.parent.iterdir() if form.fullmatch(other.name) and other.is_file())
+    aside = [other for other in path.parent.iterdir() if form.fullmatch(other.name) and other.is_file()]
+    aside.sort(key=lambda other: (other.stat().st_mtime_ns, other.name))
     for old in aside[: max(0, len(aside) - count)]:
         old.unlink(missing_ok=True)
 

@@ -182,7 +182,9 @@ def test_only_files_set_aside_by_rotation_are_deleted(tmp_path: Path) -> None:
     foreign = ["v.jsonl.1", "v.2026.jsonl", "w.20260131T081502Z-4f2a.jsonl", "v.20260131T081502Z-4f2a.jsonl.gz"]
     for name in foreign:
         (tmp_path / name).write_text("")
-    (tmp_path / "v.20250131T081502Z-4f2a.jsonl").write_text("oldest\n")
+    oldest = tmp_path / "v.20250131T081502Z-4f2a.jsonl"
+    oldest.write_text("oldest\n")
+    os.utime(oldest, (0, 0))
     append(path, *[b"{}\n"] * 6, rotation=Rotation(size_bytes=3, keep_files=2))
     kept = {file.name for file in aside(path)} - set(foreign)
     assert {file.name for file in aside(path)} >= set(foreign)

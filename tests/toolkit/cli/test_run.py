@@ -231,6 +231,106 @@ def test_a_refused_call_leaves_the_file_of_verdicts_alone(
     assert not new.exists()
 
 
+def test_a_restart_keeps_what_the_last_run_wrote(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    verdicts, rejects, video = (tmp_path / name for name in ("v.jsonl", "rejects", "v.avi"))
+    for _ in range(2):
+        result = run(bundle, pictures, "--jsonl", verdicts, "--rejects", rejects, "--video", video)
+        assert result.returncode == 0, result.stderr
+        with verdicts.open("ab") as file:
+            file.write(b'{"run": "power cu')
+    records = [json.loads(line) for line in verdicts.read_text().splitlines()[:-1]]
+    assert [record["name"] for record in records] == [f"{number}.png" for number in range(5)] * 2
+    runs = list(dict.fromkeys(record["run"] for record in records))
+    assert len(runs) == 2
+    written = sorted(path.name for path in rejects.glob("*.png"))
+    assert written == sorted(f"{run}_00000{number}_{number}.png" for run in runs for number in (2, 3))
+    assert {path.name for path in tmp_path.glob("*.avi")} == {"v.avi", f"v.{runs[1]}.avi"}
+    assert "partial line of 17 bytes" in result.stderr
+
+
+def test_verdicts_are_rotated(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    verdicts = tmp_path / "v.jsonl"
+    result = run(bundle, pictures, "--jsonl", verdicts, "--rotate-size", "1", "--rotate-age", "1d", "--keep-files", "2")
+    assert result.returncode == 0, result.stderr
+    kept = [*sorted(set(tmp_path.iterdir()) - {verdicts}), verdicts]
+    assert sorted(json.loads(path.read_text())["frame"] for path in kept) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rotate-size", "1MB"), "add --jsonl"),
+        (("--jsonl", "v.jsonl", "--rotate-size", "5 apples"), "'5 apples' is no size"),
+        (("--jsonl", "v.jsonl", "--rotate-age", "0d"), "'0d' is no age"),
+    ],
+)
+def test_a_size_or_an_age_that_is_none_is_a_wrong_call(
+    bundle: Path, pictures: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run(bundle, pictures, *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_the_inspection_outlives_its_evidence(bundle: Path, pictures: Path, tmp_path: Path, strict: bool) -> None:
+    outputs = ("--rejects", tmp_path / "rejects", "--maps", tmp_path / "maps", "--video", tmp_path / "v.avi")
+    result = run(bundle, pictures, *outputs, "--keep-free", "1000000TB", *["--strict"] * strict)
+    assert result.returncode == int(strict), result.stderr
+    assert len(result.stdout.splitlines()) == 5
+    assert list(tmp_path.rglob("*.*")) == []
+    for name, failures in (("rejects", 2), ("maps", 5), ("the video", 5)):
+        assert f"warning: {name}: incomplete, {failures} could not be written" in result.stderr
+    assert result.stderr.count("--keep-free") == 2  # once for rejects, once for maps
+
+
+@pytest.mark.parametrize("place", ["jsonl", "stdout"])
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_lost_verdicts_fail_the_run_but_do_not_end_it(bundle: Path, pictures: Path, place: str, strict: bool) -> None:
+    options = [*(["--jsonl", "/dev/full"] if place == "jsonl" else []), *(["--strict"] if strict else [])]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            _command(bundle, pictures, *options),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=_environment(),
+        )
+    assert result.returncode == 1, result.stderr
+    assert ("5 frames: 3 passed" in result.stderr) == (not strict)
+    assert ("verdicts: incomplete, 5 could not be written" in result.stderr) == (not strict)
+    assert "is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1", "C.UTF-8"])
+@pytest.mark.parametrize("encoding", ["", "iso-8859-1", "ascii", "utf-8:strict"])
+def test_every_file_name_is_judged_in_every_locale(
+    bundle: Path, pictures: Path, tmp_path: Path, locale: str, encoding: str
+) -> None:
+    picture = (pictures / "3.png").read_bytes()
+    folder = tmp_path / os.fsdecode(b"in\xf6")
+    folder.mkdir()
+    for name in (b"1.png", b"Gr\xf6\xdfe.png", "中文 😀.png".encode(), b"a\x1b[2J\n\x9b.png"):
+        (folder / os.fsdecode(name)).write_bytes(picture)
+    outputs = [os.fsencode(word) for word in ("--rejects", str(tmp_path / "rejects"), "--page", "0")]
+    done = subprocess.run(
+        [*map(os.fsencode, _command(bundle, folder)), *outputs],
+        capture_output=True,
+        timeout=60,
+        env={**_environment(), "LC_ALL": locale, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["name"] for line in done.stdout.decode("utf-8").splitlines()]
+    assert len(names) == 4
+    assert r"Gr\xf6\xdfe.png" in names
+    assert len(list((tmp_path / "rejects").iterdir())) == 8
+    assert not set(done.stdout + done.stderr) & {0x1B, 0x0D, 0x07}
+    assert b"Traceback" not in done.stderr
+
+
 def test_missing_source(bundle: Path) -> None:
     result = run(bundle, "/dev/video97")
     assert result.returncode == 1
