@@ -24,7 +24,8 @@ from typing import Any
 
 import cv2
 
-from adedge.errors import OutputError, UsageError
+from adedge.errors import OutputError, UsageError, reason
+from adedge.escaping import encodable
 from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame
@@ -95,17 +96,18 @@ class PageSink(Sink):
         self, address: tuple[str, int], names: Sequence[str], about: Mapping[str, str], *, outline: bool = True
     ) -> None:
         """``address``: host and port, 0 for any free port. Raises `OutputError` if it is not available."""
-        self._about = dict(about)
+        self._about = {key: encodable(value) for key, value in about.items()}
         self._outline = outline
-        self._views = [_View(name) for name in names]
+        self._views = [_View(encodable(name)) for name in names]
         self._rejects: deque[tuple[int, Verdict, bytes]] = deque(maxlen=REJECTS)
         self._rejected = 0
         self._lock = threading.Lock()
         try:
             self._server = _Server(address, partial(_Handler, self))
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"the live page cannot be served at {address[0]}:{address[1]} ({reason})") from error
+            raise OutputError(
+                f"the live page cannot be served at {address[0]}:{address[1]} ({reason(error)})"
+            ) from error
         host = socket.gethostname() if address[0] in ("", "0.0.0.0") else address[0]
         self.url = f"http://{host}:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, name="page", daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
@@ -48,6 +49,12 @@ def state(page: PageSink) -> Any:
 
 def picture(page: PageSink, path: str) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(get(page, path)[1], np.uint8), cv2.IMREAD_COLOR))
+
+
+def test_a_source_whose_name_is_not_utf8_is_shown(serve: Page) -> None:
+    page = serve(os.fsdecode(b"/line/Gr\xf6\xdfe"))
+    assert state(page)["cameras"][0]["name"] == r"/line/Gr\xf6\xdfe"
+    assert get(page, "metrics")[0] == 200
 
 
 SEEN = np.full((300, 400, 3), 90, np.uint8)
