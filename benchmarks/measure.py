@@ -21,6 +21,7 @@ from adedge.benchmarks.report import Report, heat_maps, telling_pictures
 from adedge.bundle import Bundle
 from adedge.data.datasets import Sample, load_dataset
 from adedge.errors import AdedgeError, EngineError
+from adedge.escaping import command_line
 from adedge.golden import read_golden
 from adedge.progress import Progress
 from adedge.runtime.backends.onnxruntime import physical_cores
@@ -148,7 +149,8 @@ def _load_engines(
     notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in failures.items()]
     if not contenders:
         target = options.target or TARGETS[0]
-        reason = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
+        build = command_line("build-engine", bundle.path, "--target", target)
+        reason = " ".join(notes) or f"run '{build}' first"
         raise EngineError(f"{bundle.path} has no engine to measure here: {reason}")
     return contenders, notes
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from adedge.bundle import Bundle, Difference
 from adedge.errors import BundleError, EngineError, MissingDependency
+from adedge.escaping import command_line
 from adedge.runtime.backends import Backend, MachineInfo
 from adedge.specs import PRECISIONS, TARGETS, EngineKey, Precision, Record, Target
 
@@ -96,8 +97,7 @@ def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
     if not bundle.has(name):
         present = ", ".join(map(str, engines_in(bundle))) or "none"
         raise EngineError(
-            f"{bundle.path} has no {key} engine (it has: {present}): "
-            f"run 'adedge build-engine {bundle.path} --target {key.target} --precision {key.precision}'"
+            f"{bundle.path} has no {key} engine (it has: {present}): run '{_build_command(bundle.path, key)}'"
         )
     try:
         record = EngineRecord.model_validate(bundle.json(name))
@@ -222,7 +222,11 @@ def _int_or_none(value: str | float | None) -> int | None:
 
 
 def _rebuild(key: EngineKey) -> str:
-    return f"build it again with 'adedge build-engine --target {key.target} --precision {key.precision}'"
+    return f"build it again with '{_build_command('BUNDLE', key)}'"
+
+
+def _build_command(bundle: object, key: EngineKey) -> str:
+    return command_line("build-engine", bundle, "--target", key.target, "--precision", key.precision)
 
 
 def _size(shape: Sequence[int]) -> str:

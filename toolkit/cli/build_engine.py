@@ -12,6 +12,7 @@ from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.console import note, output, progress, warn
 from adedge.errors import UsageError
+from adedge.escaping import command_line
 from adedge.specs import EngineKey, Precision, Target
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def build_engine_command(
     if record.self_test is None:
         note(record.status)
     elif bundle.manifest.threshold(key) is None:
-        note(f"no decision threshold for {key} yet: fit one with 'adedge calibrate {path} PICTURES'")
+        note(f"no decision threshold for {key} yet: fit one with '{command_line('calibrate', path, 'PICTURES')}'")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

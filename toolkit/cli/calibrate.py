@@ -12,6 +12,7 @@ from adedge.bundle import Bundle, Manifest
 from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
+from adedge.escaping import command_line
 from adedge.specs import PRECISIONS, parse_precisions
 
 RangeMethod = Literal["entropy", "percentile", "minmax"]
@@ -103,7 +104,7 @@ def calibrate_command(
         output.print(_thresholds(result.bundle.manifest))
         for message in result.notes:
             warn(message)
-        note(f"next: adedge prove {path}")
+        note(f"next: {command_line('prove', path)}")
         return
     from adedge.calibration.sensitivity import Limits
 
@@ -126,7 +127,8 @@ def calibrate_command(
     output.print(_thresholds(manifest))
     for message in result.notes:
         warn(message)
-    note(f"next: adedge build-engine {path} --target onnxruntime --precision int8")
+    precision = "int8" if "model.int8" in manifest.graphs else "fp32"
+    note(f"next: {command_line('build-engine', path, '--target', 'onnxruntime', '--precision', precision)}")
 
 
 def _thresholds(manifest: Manifest) -> Table:

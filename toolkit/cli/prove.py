@@ -13,6 +13,7 @@ from adedge.cli import app
 from adedge.cli.options import RequireSignature
 from adedge.console import note, output, progress, warn
 from adedge.errors import EngineError, GateError
+from adedge.escaping import command_line
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def prove_command(
         elif proof.flips is not None and proof.flip_rate is not None:
             note(summary_of(proof))
         else:
-            note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
+            calibrate = command_line("calibrate", path, "PICTURES")
+            note(f"{proof.engine}: no verdicts to compare; fit its threshold with '{calibrate}'")
     for problem, engines in problems.items():
         warn(f"{', '.join(engines)}: {problem}")
     _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
@@ -101,7 +103,7 @@ def _judge(bundle: Bundle, proofs: list[Proof], max_flips: int | None, *, explic
     ran = [proof for proof in proofs if proof.golden is not None]
     if not ran:
         raise EngineError(
-            f"no engine of {bundle.path} runs on this machine: run 'adedge build-engine {bundle.path}' first"
+            f"no engine of {bundle.path} runs on this machine: run '{command_line('build-engine', bundle.path)}' first"
         )
     failed = [proof.engine for proof in proofs if proof.problem is not None and (proof.golden is not None or explicit)]
     if failed:
