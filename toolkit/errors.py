@@ -59,7 +59,9 @@ class MissingDependency(AdedgeError):  # noqa: N818 - clearer without the suffix
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'adedge[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package '{package}': in adedge's source folder, run pip install -e '.[{extra}]'"
+        )
         self.package = package
         self.extra = extra
 

@@ -30,5 +30,5 @@ def test_a_trained_detector_without_torch_names_the_extra(
 ) -> None:
     trained = Bundle(red_bundle.path, red_bundle.manifest.replace(method="hfr"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'adedge\[train\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[train\]'"):
         load_reference(trained)
