@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +63,13 @@ class EvidenceFolder:
         self.path = path
         self._suffixes = tuple(suffixes)
         self._retention = retention
-        with writing(path):
+        with suppress(DiskFull), writing(path):  # the disk may have room again when the first evidence comes
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".{time.time_ns()}.part"
             probe.touch(exist_ok=False)
             probe.unlink()
-            self._kept = deque(self._existing())
+        with writing(path):
+            self._kept = deque(self._existing() if path.is_dir() else ())
         self._kept_bytes = sum(size for _, size in self._kept)
 
     def write(self, stem: str, files: Mapping[str, bytes]) -> None:
@@ -90,6 +93,7 @@ class EvidenceFolder:
 
     def _make_room(self, size: int) -> None:
         with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
             missing = self._retention.missing_bytes(self.path) + size
             limit = self._retention.folder_bytes
             if limit is not None:
@@ -117,11 +121,15 @@ class EvidenceFolder:
             part = path.name.startswith(".") and path.name.endswith(".part")
             name = path.name[1 : -len(".part")] if part else path.name
             suffix = next((suffix for suffix in self._suffixes if name.endswith(suffix)), None)
-            if suffix is None or not _STEM.fullmatch(name.removesuffix(suffix)) or not path.is_file():
+            if suffix is None or not _STEM.fullmatch(stem := name.removesuffix(suffix)):
                 continue
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # another process has deleted it
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                continue
             if not part:
-                stem = name.removesuffix(suffix)
                 ages[stem] = min(ages.get(stem, status.st_mtime_ns), status.st_mtime_ns)
                 sizes[stem] = sizes.get(stem, 0) + status.st_size
             elif time.time() - status.st_mtime > _ABANDONED_S:

@@ -87,10 +87,12 @@ def test_nothing_that_another_program_wrote_is_deleted(tmp_path: Path) -> None:
     for name in foreign:
         (tmp_path / name).write_bytes(bytes(1000))
     (tmp_path / f"{stem}.png").mkdir()
+    link = tmp_path / f"{RUNS[0]}_000001_link.png"
+    link.symlink_to(tmp_path / "holiday.png")
     folder = opened(tmp_path, folder_bytes=100)
     for index in range(1, 4):
         keep(folder, index)
-    kept = {f"{RUNS[0]}_000003_part.png", f"{RUNS[0]}_000003_part.overlay.jpg", f"{stem}.png"}
+    kept = {f"{RUNS[0]}_000003_part.png", f"{RUNS[0]}_000003_part.overlay.jpg", f"{stem}.png", link.name}
     assert {path.name for path in tmp_path.iterdir()} == {*foreign, *kept}
 
 
@@ -117,6 +119,20 @@ def test_space_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     other = 0
     keep(folder, 10)
     assert numbers(tmp_path) == [7, 8, 10]
+
+
+def test_a_disk_that_is_full_at_the_start_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    path = tmp_path / "new" / "rejects"
+    monkeypatch.setattr(Path, "mkdir", full)
+    folder = opened(path)
+    with pytest.raises(DiskFull):
+        keep(folder, 0)
+    monkeypatch.undo()
+    keep(folder, 1)
+    assert numbers(path) == [1]
 
 
 def test_one_percent_of_the_disk_stays_free_at_most_half_a_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def inspect(
             signed_by=signer_of(opened),
             signature_checked=require_signature is not None,
         )
-        output.print_json(json.dumps(record))
+        output.print_json(json.dumps(record), ensure_ascii=True)
     else:
         _show(opened, engines, signer_of(opened), checked=require_signature is not None)
     if problems:

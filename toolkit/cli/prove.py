@@ -72,7 +72,8 @@ def prove_command(
     if as_json:
         import json
 
-        output.print_json(json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}))
+        record = {"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}
+        output.print_json(json.dumps(record), ensure_ascii=True)
     elif proofs:
         output.print(_table(proofs))
     problems: dict[str, list[str]] = {}
