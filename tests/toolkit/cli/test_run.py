@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import io
 import json
 import os
 import re
@@ -16,9 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adedge.bundle import Bundle, Manifest, Provenance, Threshold, create
 from adedge.runtime.engines import EngineRecord, Tensor
+from adedge.runtime.statistics import Statistics
 from adedge.runtime.verdict import RUN_ID
 from adedge.specs import InputSpec, ReadyMap, ScoreSpec
 
@@ -435,3 +439,20 @@ def test_reader_that_leaves_is_no_error(bundle: Path, many: Path) -> None:
         assert process.wait(timeout=60) == 0, errors
     assert "Traceback" not in errors
     assert "Error" not in errors
+
+
+def test_a_status_line_that_fails_is_gone_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = importlib.import_module("adedge.cli.run")
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(command, "console", terminal)
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(command, "_status", fail)
+    with command._status_line([], stdout_is_used=False) as watch:
+        for _ in range(3):
+            watch(Statistics())
+    assert capsys.readouterr().err.count("the status line failed") == 1
