@@ -144,6 +144,8 @@ def run(
     from adedge.runtime.statistics import Statistics
 
     address = None if page is None else page_address(page)
+    if jsonl is None and sys.stdout is None:
+        raise UsageError("stdout is closed, so verdicts have nowhere to go: add --jsonl FILE")
     if jsonl is None and (rotate_size, rotate_age, keep_files) != (None, None, None):
         raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
     _show_logging()

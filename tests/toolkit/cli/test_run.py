@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -333,6 +334,19 @@ def test_every_file_name_is_judged_in_every_locale(
     assert len(list((tmp_path / "rejects").iterdir())) == 8
     assert not set(done.stdout + done.stderr) & {0x1B, 0x0D, 0x07}
     assert b"Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_a_wrong_call_unless_verdicts_go_to_a_file(
+    bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    closed = f"{shlex.join(_command(bundle, pictures))} >&-"
+    for options, code in (("", 2), (f" --jsonl {shlex.quote(str(tmp_path / 'v.jsonl'))}", 0)):
+        done = subprocess.run(
+            ["sh", "-c", closed + options], stderr=subprocess.PIPE, text=True, timeout=60, env=_environment()
+        )
+        assert done.returncode == code, done.stderr
+        assert ("add --jsonl" in done.stderr) == (code == 2)
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 5
 
 
 def test_missing_source(bundle: Path) -> None:
