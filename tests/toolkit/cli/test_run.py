@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,31 @@ def test_signal_ends_the_run_with_whole_outputs(
     assert len(records) < 3000
     assert f"{len(records)} frames: 0 passed, {len(records)} rejected" in errors
     assert len(list((tmp_path / "rejects").glob("*.overlay.jpg"))) == len(records)
+
+
+def test_a_killed_run_leaves_whole_lines_and_pictures(bundle: Path, many: Path, tmp_path: Path) -> None:
+    verdicts, rejects, maps = tmp_path / "v.jsonl", tmp_path / "rejects", tmp_path / "maps"
+    outputs = ("--threshold", "0.1", "--jsonl", verdicts, "--rejects", rejects, "--maps", maps)
+    lines = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            _command(bundle, many, *outputs), stderr=subprocess.PIPE, text=True, env=_environment()
+        ) as process:
+            while not verdicts.exists() or verdicts.read_bytes().count(b"\n") < lines + 30:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.kill()
+        lines = verdicts.read_bytes().count(b"\n")
+    records = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    assert len({record["run"] for record in records}) == 3
+    for run_id in {record["run"] for record in records}:
+        frames = [record["frame"] for record in records if record["run"] == run_id]
+        assert frames == list(range(len(frames)))
+        assert len(frames) - 1 <= len(list(maps.glob(f"{run_id}_*.npy"))) <= len(frames)
+    for path in rejects.glob("*.*g"):
+        assert path.name.startswith(".") or cv2.imread(str(path)) is not None, path
+    for path in maps.glob("[!.]*.npy"):
+        assert np.load(path).shape == (16, 16)
 
 
 def test_live_page_while_it_runs(bundle: Path, many: Path) -> None:
