@@ -251,12 +251,19 @@ def test_what_a_page_says_is_there(check: Callable[[Page], Iterable[str | None]]
     assert not problems, f"{path.relative_to(ROOT)}: " + "; ".join(dict.fromkeys(problems))
 
 
-FOREIGN = re.compile(r"pip install (?:-\S+ )*['\"]?adedge(?![\w-])(?!\[[\w,]+\] @ file:)")
+FOREIGN = re.compile(
+    r"(?:pip install (?:-\S+ )*['\"]?|dependencies = \[['\"])adedge(?![\w-])(?!(?:\[[\w,]+\])? @ file:)"
+)
 """The name on the public index is not ours: what it installs is somebody else's."""
 
 
 def test_nobody_is_told_to_install_adedge_from_the_index() -> None:
-    for bad in ("pip install adedge", "pip install 'adedge[cuda]'", "pip install -U adedge[cuda]"):
+    for bad in (
+        "pip install adedge",
+        "pip install 'adedge[cuda]'",
+        "pip install -U adedge[cuda]",
+        "dependencies = ['adedge']",
+    ):
         assert FOREIGN.search(bad)
     assert not FOREIGN.search("pip install 'adedge[cuda] @ file:///wheels/adedge-0.1.0-py3-none-any.whl'")
     assert not FOREIGN.search("pip install -e '.[cuda]'")
