@@ -22,6 +22,7 @@ from adedge.benchmarks.report import Report, caution, heat_maps, telling_picture
 from adedge.bundle import Bundle
 from adedge.data.datasets import Sample, load_dataset, trained_on
 from adedge.errors import AdedgeError, EngineError
+from adedge.escaping import command_line
 from adedge.golden import read_golden
 from adedge.processors import physical_cores
 from adedge.progress import Progress
@@ -158,7 +159,8 @@ def _load_engines(
     notes = [f"Not measured: {', '.join(names)}: {error}" for error, names in failures.items()]
     if not contenders:
         target = options.target or TARGETS[0]
-        reason = " ".join(notes) or f"run 'adedge build-engine {bundle.path} --target {target}' first"
+        build = command_line("build-engine", bundle.path, "--target", target)
+        reason = " ".join(notes) or f"run '{build}' first"
         raise EngineError(f"{bundle.path} has no engine to measure here: {reason}")
     return contenders, records, notes
 

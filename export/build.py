@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from adedge.bundle import Bundle
 from adedge.errors import BundleError, GateError
+from adedge.escaping import command_line
 from adedge.export.builders import GRAPHS, BuildOptions, BuildResult, Source, builder_of
 from adedge.export.verify import difference_of
 from adedge.golden import read_golden
@@ -91,7 +92,7 @@ def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
     data, path = bundle.read(f"{stem}.onnx"), bundle.path / f"{stem}.onnx"
     graph = bundle.manifest.graphs.get(stem)
     if graph is None:
-        raise BundleError(f"{path} has no entry in bundle.json: run 'adedge export {bundle.path}' again")
+        raise BundleError(f"{path} has no entry in bundle.json: run '{command_line('export', bundle.path)}' again")
     for what, name, digest in (
         ("weights", bundle.manifest.weights, graph.weights_sha256),
         ("INT8 ranges", "ranges.json", graph.ranges_sha256),
@@ -99,7 +100,8 @@ def graph_from_bundle(bundle: Bundle, stem: str) -> bytes:
         file = bundle.manifest.files.get(name)
         if digest is not None and (file is None or file.sha256 != digest):
             raise BundleError(
-                f"{path} is stale: the {what} changed since it was exported; run 'adedge export {bundle.path}' again"
+                f"{path} is stale: the {what} changed since it was exported; "
+                f"run '{command_line('export', bundle.path)}' again"
             )
     return data
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from adedge.bundle import Bundle
 from adedge.errors import BundleError, EngineError, MissingDependency
+from adedge.escaping import command_line
 from adedge.json_files import parse_json
 from adedge.manifest import Difference
 from adedge.runtime.backends import Backend, MachineInfo
@@ -115,8 +116,7 @@ def read_record(bundle: Bundle, key: EngineKey) -> EngineRecord:
     if not bundle.has(name):
         present = ", ".join(map(str, engines_in(bundle))) or "none"
         raise EngineError(
-            f"{bundle.path} has no {key} engine (it has: {present}): "
-            f"run 'adedge build-engine {bundle.path} --target {key.target} --precision {key.precision}'"
+            f"{bundle.path} has no {key} engine (it has: {present}): run '{_build_command(bundle.path, key)}'"
         )
     try:
         data = parse_json(bundle.read(name), str(bundle.path / name), EngineError, _rebuild(key))
@@ -243,7 +243,11 @@ def _dla_core(record: EngineRecord) -> int | None:
 
 
 def _rebuild(key: EngineKey) -> str:
-    return f"build it again with 'adedge build-engine --target {key.target} --precision {key.precision}'"
+    return f"build it again with '{_build_command('BUNDLE', key)}'"
+
+
+def _build_command(bundle: object, key: EngineKey) -> str:
+    return command_line("build-engine", bundle, "--target", key.target, "--precision", key.precision)
 
 
 def _size(shape: Sequence[int]) -> str:

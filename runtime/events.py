@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
+
+from adedge.escaping import encodable
 
 Fault = Literal["silent", "frozen", "constant", "resized"]
 """silent: no frame for too long. frozen: the same picture again and again, which the noise of a camera rules out.
@@ -36,24 +38,16 @@ class Event:
     message: str
 
 
-@runtime_checkable
-class EventSink(Protocol):
-    """A sink that also takes the events of its cameras, in the pipeline's thread, as it does verdicts."""
-
-    def report(self, event: Event) -> None:
-        """Write the event. Raises `OutputError`."""
-
-
 def record_from_event(event: Event) -> dict[str, Any]:
     """One JSON object per event; docs/run.md describes each key. Only events have the key "event"."""
     return {
         "event": event.kind,
         **({} if event.camera is None else {"camera": event.camera}),
-        "name": event.name,
+        "name": encodable(event.name),
         "fault": event.fault,
         "at": text_from_time(event.at_ns),
         "seconds": round(event.seconds, 3),
-        "message": event.message,
+        "message": encodable(event.message),
     }
 
 

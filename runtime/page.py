@@ -33,7 +33,8 @@ from urllib.parse import urlsplit
 
 import cv2
 
-from adedge.errors import OutputError, UsageError
+from adedge.errors import OutputError, UsageError, reason
+from adedge.escaping import encodable
 from adedge.runtime.events import FAULTS, Event, Fault, record_from_event
 from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sinks import Sink
@@ -118,9 +119,9 @@ class PageSink(Sink):
         self, address: tuple[str, int], names: Sequence[str], about: Mapping[str, str], *, outline: bool = True
     ) -> None:
         """``address``: host and port, 0 for any free port. Raises `OutputError` if it is not available."""
-        self._about = dict(about)
+        self._about = {key: encodable(value) for key, value in about.items()}
         self._outline = outline
-        self._views = [_View(name) for name in names]
+        self._views = [_View(encodable(name)) for name in names]
         self._rejects: deque[tuple[int, Verdict, bytes]] = deque(maxlen=REJECTS)
         self._rejected = 0
         self._lock = threading.Lock()
@@ -129,8 +130,9 @@ class PageSink(Sink):
         try:
             self._server = _Server(address, self)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"the live page cannot be served at {address[0]}:{address[1]} ({reason})") from error
+            raise OutputError(
+                f"the live page cannot be served at {address[0]}:{address[1]} ({reason(error)})"
+            ) from error
         host = socket.gethostname() if address[0] in ("", "0.0.0.0") else address[0]
         self.url = f"http://{host}:{self._server.server_address[1]}/"
         self._open = True

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from adedge.errors import UsageError
 from adedge.runtime.capture import Capture, Policy, default_policy
-from adedge.runtime.events import Event, EventSink
+from adedge.runtime.events import Event
 from adedge.runtime.inspector import Inspector
 from adedge.runtime.sinks import Sink
 from adedge.runtime.sources import Frame, FrameSource
@@ -61,7 +61,7 @@ def run(
     no longer be the newest when its turn comes.
 
     Live sources are watched. Each fault that begins or ends, also that no frame came for ``camera_timeout_s`` seconds
-    (0: never), is an `Event`: it is logged and goes to those sinks of the stream that are an `EventSink`.
+    (0: never), is an `Event`: it is logged, and the stream's sinks `report` it.
     ``on_camera_fault`` says what else a fault does. Each verdict on a frame with a fault names it.
 
     ``statistics`` count all streams together. They are updated during the run, are valid even if it raises, and are
@@ -141,8 +141,7 @@ def run(
 def _report(event: Event, sinks: Sequence[Sink]) -> None:
     log.warning(event.message)
     for sink in sinks:
-        if isinstance(sink, EventSink):
-            sink.report(event)
+        sink.report(event)
 
 
 def check_batch(batch: int, inspector: Inspector, policies: Sequence[Policy]) -> None:

@@ -1,20 +1,20 @@
 """Outputs for verdicts: JSON lines, an annotated video, pictures of rejects, raw maps.
 
 The pipeline's thread calls the sinks one after another, so each must be cheap. A full disk or a missing permission
-raises `OutputError`; everything written before it stays readable.
+raises `OutputError`; everything written before it stays readable. `BestEffort` keeps such an error from ending the run.
 """
 
 from __future__ import annotations
 
-import errno
+import codecs
 import json
+import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from io import FileIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -22,18 +22,28 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adedge.errors import OutputError, UsageError
+from adedge.errors import AdedgeError, OutputError, UsageError
+from adedge.runtime.disk import DiskFull, writing
 from adedge.runtime.events import Event, record_from_event
+from adedge.runtime.evidence import KEEP_ALL, EvidenceFolder, Retention, evidence_stem
+from adedge.runtime.line_file import NO_ROTATION, LineFile, Rotation
+from adedge.runtime.line_stream import LineStream
 from adedge.runtime.overlay import annotate, shrunk
 from adedge.runtime.sources import Frame
-from adedge.runtime.verdict import Verdict, record_from_verdict
+from adedge.runtime.verdict import Verdict, new_run_id, record_from_verdict
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Interface of an output: takes every verdict, in frame order."""
+    """Interface of an output: takes every verdict, in frame order, and may take the cameras' events."""
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Write the verdict. ``verdict.map`` is valid only during this call. Raises `OutputError`."""
+
+    def report(self, event: Event) -> None:
+        """Write the event; does nothing unless overridden. Raises `OutputError`."""
+        return
 
     def close(self) -> None:
         """Finish the output; a second call does nothing."""
@@ -56,50 +66,53 @@ class ListSink(Sink):
 
 
 class JsonLinesSink(Sink):
-    """One JSON line per verdict and event, flushed immediately, to a text stream or to a file, which is replaced."""
+    """One JSON line per verdict and event, written immediately, to a text stream or appended to a file.
 
-    def __init__(self, target: TextIO | Path) -> None:
-        """A stream is not closed. Raises `OutputError` if the file cannot be created."""
-        self._stream = None if isinstance(target, Path) else target
-        self._file: FileIO | None = None
-        self._path = Path()
-        self._whole_lines_bytes = 0
+    ``run_id`` is the value of "run" in each line, a new one by default. ``rotation`` applies to a file.
+    """
+
+    def __init__(self, target: TextIO | Path, *, run_id: str | None = None, rotation: Rotation = NO_ROTATION) -> None:
+        """A stream is not closed. Raises `OutputError` if the file cannot be opened."""
+        self._run_id = run_id or new_run_id()
+        self._output: LineFile | LineStream
         if isinstance(target, Path):
-            self._path = target
-            with _writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._file = target.open("wb", buffering=0)
+            self._output, encoding = LineFile(target, rotation), "utf-8"
+        else:
+            self._output, encoding = LineStream(target), target.encoding or "utf-8"
+        self._ascii = codecs.lookup(encoding).name != "utf-8"  # ASCII is right in every console, and is UTF-8
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
-        """Write one line; a file never ends in a partial line. `BrokenPipeError` from a stream is passed on."""
+        """Write one line; a file never ends in a partial line. `BrokenPipeError` is passed on: nobody reads a pipe."""
         self._write(record_from_verdict(verdict))
 
     def report(self, event: Event) -> None:
         """Write one line, which has the key "event"."""
         self._write(record_from_event(event))
 
-    def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        if self._stream is not None:
-            self._stream.write(line)
-            self._stream.flush()
-        elif self._file is not None:
-            data = line.encode()
-            written = 0
-            try:
-                with _writing(self._path):
-                    while written < len(data):
-                        written += self._file.write(data[written:])
-            except OutputError:
-                if written > 0:
-                    self._file.truncate(self._whole_lines_bytes)
-                raise
-            self._whole_lines_bytes += len(data)
+    def _write(self, record: Mapping[str, Any]) -> None:
+        text = json.dumps({"run": self._run_id, **record}, ensure_ascii=self._ascii, allow_nan=False)
+        # JSON leaves these controls as they are, and terminals obey them.
+        text = re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", text)
+        self._output.append(f"{text}\n".encode())
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._output.close()
+
+
+DEFAULT_FPS = 25.0
+
+
+def container_rate(fps: float) -> float:
+    """The nearest frame rate that every container takes, and `DEFAULT_FPS` for what is no rate of a video.
+
+    MPEG-4 stores the rate as a fraction whose numerator has 16 bits, and OpenCV makes the denominator a power of ten.
+    Files with a still picture for a video state rates such as 0 or 90000, and OpenCV never returns from infinity.
+    """
+    if not 0.1 <= fps <= 1000:
+        log.warning("the source states %g frames per second: the video plays at %g", fps, DEFAULT_FPS)
+        return DEFAULT_FPS
+    return round(fps, next(decimals for decimals in (3, 2, 1) if fps * 10**decimals < 65535))
 
 
 class VideoSink(Sink):
@@ -112,39 +125,54 @@ class VideoSink(Sink):
     """
 
     def __init__(
-        self, path: Path, *, fps: float = 25.0, outline: bool = True, beside: bool = True, longest_side: int = 1280
+        self,
+        path: Path,
+        *,
+        fps: float = DEFAULT_FPS,
+        outline: bool = True,
+        beside: bool = True,
+        longest_side: int = 1280,
+        run_id: str | None = None,
+        retention: Retention = KEEP_ALL,
     ) -> None:
-        """Raises `UsageError` for an unknown suffix, `OutputError` if the folder is not writable."""
+        """An existing file is kept: ``run_id``, a new one by default, then becomes part of this one's name.
+
+        Raises `UsageError` for an unknown suffix, `OutputError` if the folder is not writable.
+        """
         if path.suffix.lower() not in CODECS:
             raise UsageError(
                 f"{path} is not a supported kind of video: the name must end in one of {', '.join(CODECS)}"
             )
-        with _writing(path):
+        if path.exists():
+            existing, path = path, path.with_stem(f"{path.stem}.{run_id or new_run_id()}")
+            log.warning("%s exists: this run's video is %s", existing, path.name)
+        with suppress(DiskFull), writing(path):  # the disk may have room again when the first frame comes
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()  # fail now, not after the first frame
             if path.stat().st_size == 0:
                 path.unlink()  # a run without frames leaves no video
         self._path = path
-        self._fps = fps
+        self._fps = container_rate(fps)
         self._outline = outline
         self._beside = beside
         self._longest_side = longest_side
+        self._retention = retention
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self.codec = ""
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Draw and append one frame. Raises `OutputError` while the disk still has room to finish the file."""
+        # OpenCV swallows write errors: check the free space before each frame, and keep enough to close the file.
+        if self._retention.missing_bytes(self._path.parent) + _RESERVE_BYTES > 0:
+            raise DiskFull(f"the disk that holds {self._path} is full: free some space, or choose another path")
         # Drawing and encoding 12 megapixels would be slower than most networks.
-        image = shrunk(frame.picture, self._longest_side // (2 if self._beside else 1))
+        image = shrunk(frame.picture, self._longest_side // (2 if self._beside else 1), self._longest_side)
         picture = annotate(image, verdict, outline=self._outline, beside=self._beside)
         if self._writer is None:
-            height, width = picture.shape[:2]
-            self._size = (width - width % 2, height - height % 2)  # the codecs halve the chroma resolution
+            height, width = shrunk(picture, _VIDEO_SIDE, _VIDEO_SIDE).shape[:2]
+            self._size = (width - width % 2 or 2, height - height % 2 or 2)  # the codecs halve the chroma resolution
             self._writer, self.codec = _open_video(self._path, self._fps, self._size)
-        # OpenCV swallows write errors: check the free space before each frame, and keep enough to close the file.
-        if shutil.disk_usage(self._path.parent).free < _RESERVE_BYTES:
-            raise _disk_full(self._path)
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = np.asarray(cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA), np.uint8)
         self._writer.write(picture)
@@ -169,73 +197,108 @@ _RESERVE_BYTES = 4 << 20
 
 
 class RejectsSink(Sink):
-    """Two pictures per reject: ``000012_name.png``, the original frame, and ``000012_name.overlay.jpg``.
+    """Two pictures per reject: ``RUN_000012_name.png``, the original frame, and ``RUN_000012_name.overlay.jpg``.
 
-    With several cameras the names start with the camera's index, ``camera1_000012_name.png``, as in `MapsSink`.
+    RUN is ``run_id``, a new one by default. With several cameras the camera's index follows it,
+    ``RUN_camera1_000012_name.png``, as in `MapsSink`.
     """
 
-    def __init__(self, folder: Path, *, outline: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, outline: bool = True, run_id: str | None = None, retention: Retention = KEEP_ALL
+    ) -> None:
         """Raises `OutputError` if the folder is not writable."""
-        self._folder = _create_folder(folder)
+        self._folder = EvidenceFolder(folder, (".png", ".overlay.jpg"), retention)
         self._outline = outline
+        self._run_id = run_id or new_run_id()
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Write both pictures if the frame is anomalous."""
         if not verdict.anomalous:
             return
-        stem = _stem(verdict)
-        _write_picture(self._folder / f"{stem}.png", frame.picture)
-        _write_picture(self._folder / f"{stem}.overlay.jpg", annotate(frame.picture, verdict, outline=self._outline))
+        overlay = annotate(shrunk(frame.picture, _JPEG_SIDE, _JPEG_SIDE), verdict, outline=self._outline)
+        files = {
+            ".png": _encode(".png", frame.picture),
+            ".overlay.jpg": _encode(".jpg", shrunk(overlay, _JPEG_SIDE, _JPEG_SIDE)),
+        }
+        self._folder.write(evidence_stem(self._run_id, verdict), files)
 
     def close(self) -> None:
         """Nothing to finish: each picture is complete."""
 
 
 class MapsSink(Sink):
-    """Writes the raw anomaly map of each frame, float32 (H, W), as ``000012_name.npy``."""
+    """Writes the raw anomaly map of each frame, float32 (H, W), as ``RUN_000012_name.npy``; RUN as in `RejectsSink`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, run_id: str | None = None, retention: Retention = KEEP_ALL) -> None:
         """Raises `OutputError` if the folder is not writable."""
-        self._folder = _create_folder(folder)
+        self._folder = EvidenceFolder(folder, (".npy",), retention)
+        self._run_id = run_id or new_run_id()
 
     def take(self, verdict: Verdict, frame: Frame) -> None:
         """Write the map."""
         if verdict.map is None:
             return
-        path = self._folder / f"{_stem(verdict)}.npy"
-        with _writing(path), path.open("wb") as stream:
-            np.save(stream, verdict.map, allow_pickle=False)
+        encoded = BytesIO()
+        np.save(encoded, verdict.map, allow_pickle=False)
+        self._folder.write(evidence_stem(self._run_id, verdict), {".npy": encoded.getvalue()})
 
     def close(self) -> None:
         """Nothing to finish: each map is complete."""
 
 
-def _stem(verdict: Verdict) -> str:
-    """A file name that sorts by camera and frame and identifies the source of the frame."""
-    readable = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w+$", "", verdict.name)).strip("._")
-    camera = "" if verdict.camera is None else f"camera{verdict.camera}_"
-    return f"{camera}{verdict.frame_id:06d}_{readable[-60:]}"
+class BestEffort(Sink):
+    """An output whose failures do not end the run: the first one is logged as a warning, and all are counted.
+
+    ``name`` is used in messages, ``failures`` counts the verdicts that could not be taken. ``required`` says that a run
+    with failures has failed, although it went on.
+    """
+
+    def __init__(self, sink: Sink, name: str, *, required: bool = False) -> None:
+        self._sink = sink
+        self.name = name
+        self.required = required
+        self.failures = 0
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        """Pass the verdict on. `BrokenPipeError` is passed back: nobody reads the verdicts any more."""
+        with self._counting():
+            self._sink.take(verdict, frame)
+
+    def report(self, event: Event) -> None:
+        """Pass the event on."""
+        with self._counting():
+            self._sink.report(event)
+
+    def close(self) -> None:
+        """Close the output."""
+        with self._counting():
+            self._sink.close()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            self.failures += 1
+            if self.failures == 1:
+                message = str(error) if isinstance(error, AdedgeError) else f"{type(error).__name__}: {error}"
+                log.warning("%s: %s; the inspection goes on without", self.name, message)
+                log.debug("%s failed", self.name, exc_info=True)
 
 
-def _create_folder(path: Path) -> Path:
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return path
+_VIDEO_SIDE = 4096  # pixels; what H.264 decoders of the present take
+_JPEG_SIDE = 65_500  # pixels; a JPEG cannot have more than 65 535
 
 
-def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Encode in memory, then write: on errors cv2.imwrite leaves a partial file and only returns False."""
-    encoded, data = cv2.imencode(path.suffix, picture)
+def _encode(suffix: str, picture: NDArray[np.uint8]) -> bytes:
+    """Encode in memory: on errors cv2.imwrite leaves a partial file and only returns False."""
+    encoded, data = cv2.imencode(suffix, picture)
     if not encoded:
-        raise OutputError(f"{path}: OpenCV cannot encode this picture as {path.suffix}")
-    try:
-        with _writing(path):
-            path.write_bytes(data.tobytes())
-    except OutputError:
-        path.unlink(missing_ok=True)
-        raise
+        height, width = picture.shape[:2]
+        raise OutputError(f"OpenCV cannot encode a picture of {width} × {height} pixels as {suffix}")
+    return data.tobytes()
 
 
 def _open_video(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
@@ -260,18 +323,3 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Map errors of the operating system to `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(path) from error
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another path") from error
-
-
-def _disk_full(path: Path) -> OutputError:
-    return OutputError(f"the disk that holds {path} is full: free some space, or choose another path")

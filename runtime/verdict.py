@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adedge.escaping import encodable
 from adedge.runtime.events import Fault, text_from_time, utc_from_monotonic
+
+RUN_ID = r"\d{8}T\d{6}Z-[0-9a-f]{4}"
+"""What `new_run_id` returns, as a regular expression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,11 @@ class Verdict:
     timings_ms: Mapping[str, float]
 
 
+def new_run_id() -> str:
+    """An identifier that sorts by time and differs between runs: "20260131T081502Z-4f2a", in UTC."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
 def captured_at(verdict: Verdict) -> datetime:
     """When the frame was captured, in UTC.
 
@@ -57,11 +67,14 @@ def captured_at(verdict: Verdict) -> datetime:
 
 
 def record_from_verdict(verdict: Verdict) -> dict[str, Any]:
-    """One JSON object per verdict; docs/run.md describes each key. The map is not part of it."""
+    """One JSON object per verdict; docs/run.md describes each key. The map is not part of it.
+
+    Bytes of a file name that are not UTF-8 are escaped, so that the object can be encoded.
+    """
     return {
         **({} if verdict.camera is None else {"camera": verdict.camera}),
         "frame": verdict.frame_id,
-        "name": verdict.name,
+        "name": encodable(verdict.name),
         "captured_at": text_from_time(verdict.captured_at_ns),
         "score": verdict.score,
         "threshold": verdict.threshold,

@@ -59,6 +59,13 @@ class MissingDependency(AdedgeError):  # noqa: N818 - clearer without the suffix
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'adedge[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package '{package}': in adedge's source folder, run pip install -e '.[{extra}]'"
+        )
         self.package = package
         self.extra = extra
+
+
+def reason(error: OSError) -> str:
+    """Why the operating system refused, in its words: "No space left on device"; never empty, never "None"."""
+    return error.strerror or str(error) or type(error).__name__

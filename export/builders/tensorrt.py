@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adedge.errors import EngineError
+from adedge.errors import EngineError, reason
 from adedge.export.builders import DEFAULT_WORKSPACE_BYTES, BuildOptions, BuildResult, Source
 from adedge.files import write_whole
 from adedge.onnx_data import refuse_external
@@ -289,7 +289,7 @@ def _use_timing_cache(config: Any, path: Path) -> None:
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as exc:
-        raise EngineError(f"the timing cache {path} cannot be read: {exc.strerror}") from exc
+        raise EngineError(f"the timing cache {path} cannot be read: {reason(exc)}") from exc
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
@@ -307,7 +307,7 @@ def _save_timing_cache(config: Any, path: Path | None) -> None:
     try:
         write_whole(path, bytes(data))
     except OSError as exc:
-        raise EngineError(f"the timing cache {path} cannot be written: {exc.strerror}") from exc
+        raise EngineError(f"the timing cache {path} cannot be written: {reason(exc)}") from exc
 
 
 def _member(trt: Any, enum: str, name: str, what: str) -> Any:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from adedge.errors import EngineError
+from adedge.errors import EngineError, reason
 from adedge.files import write_whole
+from adedge.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +65,13 @@ def find_compiler() -> Compiler:
     return compiler
 
 
-def cache_folder() -> Path:
-    """Folder of the cache: $ADEDGE_CACHE/kernels, or adedge/kernels in the user's cache folder."""
+def cache_folder() -> Path | None:
+    """Folder of the cache: $ADEDGE_CACHE/kernels, or adedge/kernels in the user's cache folder; None without either."""
     folder = os.environ.get("ADEDGE_CACHE")
     if folder:
         return Path(folder) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adedge" / "kernels"
+    caches = user_cache()
+    return None if caches is None else caches / "adedge" / "kernels"
 
 
 def kernel_image(
@@ -82,13 +84,18 @@ def kernel_image(
     """
     compiler = compiler or find_compiler()
     folder = folder or cache_folder()
-    entry = folder / f"{source.stem}-{architecture}-{_key(source, architecture, compiler)[:24]}.cubin"
-    cached = _read(entry)
-    if cached is not None:
-        return cached
+    entry = None
+    if folder is not None:
+        entry = folder / f"{source.stem}-{architecture}-{_key(source, architecture, compiler)[:24]}.cubin"
+        cached = _read(entry)
+        if cached is not None:
+            return cached
     log.info("compiling %s for %s with %s: once for this source and GPU", source.name, architecture, compiler.name)
     image = compiler.compile(source, architecture)
-    _write(entry, image)
+    if entry is None:
+        log.warning("this user has no home folder: kernels are compiled at every start; set ADEDGE_CACHE to a folder")
+    else:
+        _write(entry, image)
     return image
 
 
@@ -108,7 +115,7 @@ def _read(entry: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        log.warning("the kernel cache entry %s cannot be read (%s): compiling again", entry, error.strerror)
+        log.warning("the kernel cache entry %s cannot be read (%s): compiling again", entry, reason(error))
         return None
     digest, _, image = stored.partition(b"\n")
     if hashlib.sha256(image).hexdigest().encode() != digest:
@@ -127,7 +134,7 @@ def _write(entry: Path, image: bytes) -> None:
             "the kernel cache %s cannot be written (%s): kernels are compiled at every start; "
             "set ADEDGE_CACHE to a writable folder",
             entry.parent,
-            error.strerror,
+            reason(error),
         )
 
 

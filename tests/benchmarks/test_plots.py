@@ -86,7 +86,7 @@ def test_a_second_plot_is_for_masks_alone() -> None:
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'adedge\[report\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[report\]'"):
         require_matplotlib()
     with pytest.raises(MissingDependency, match="the plots of a report needs the package 'matplotlib'"):
         curves({"a": accuracy(0.9)})

@@ -317,4 +317,5 @@ def test_without_onnx_the_extra_is_named() -> None:
     code = "import sys; sys.modules['onnx'] = None; import adedge.calibration.onnx_model"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "reading and writing ONNX graphs needs the package 'onnx': pip install 'adedge[export]'" in done.stderr
+    assert "reading and writing ONNX graphs needs the package 'onnx': " in done.stderr
+    assert "pip install -e '.[export]'" in done.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from structure import ROOMS
 
 from adedge.cli import COMMANDS, app
 
@@ -250,6 +251,28 @@ def test_what_a_page_says_is_there(check: Callable[[Page], Iterable[str | None]]
     assert not problems, f"{path.relative_to(ROOT)}: " + "; ".join(dict.fromkeys(problems))
 
 
+FOREIGN = re.compile(
+    r"(?:pip install (?:-\S+ )*['\"]?|dependencies = \[['\"])adedge(?![\w-])(?!(?:\[[\w,]+\])? @ file:)"
+)
+"""The name on the public index is not ours: what it installs is somebody else's."""
+
+
+def test_nobody_is_told_to_install_adedge_from_the_index() -> None:
+    for bad in (
+        "pip install adedge",
+        "pip install 'adedge[cuda]'",
+        "pip install -U adedge[cuda]",
+        "dependencies = ['adedge']",
+    ):
+        assert FOREIGN.search(bad)
+    assert not FOREIGN.search("pip install 'adedge[cuda] @ file:///wheels/adedge-0.1.0-py3-none-any.whl'")
+    assert not FOREIGN.search("pip install -e '.[cuda]'")
+    sources = [path for room in ROOMS.values() for path in (ROOT / room).rglob("*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in (*PAGES, *sources, ROOT / "Makefile")}
+    assert len(texts) > 100
+    assert [str(path) for path, text in texts.items() if FOREIGN.search(text)] == []
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_documentation_has_something_of_every_kind(check: Callable[[Page], Iterable[str | None]]) -> None:
     assert sum(1 for path in PAGES for _ in check(read(path))) > 3
@@ -266,7 +289,7 @@ def test_the_documentation_has_something_of_every_kind(check: Callable[[Page], I
         (modules, "```\npython -m adedge.benchmarks.gpu --no-such-option\n```\n"),
         (names, "`adedge.scoring.no_such_function`"),
         (names, "```python\nfrom adedge.scoring import no_such_function\n```\n"),
-        (extras, "`pip install 'adedge[nothing]'`"),
+        (extras, "`pip install -e '.[nothing]'`"),
         (targets, "`make nothing`"),
         (paths, "`runtime/nothing.py`"),
         (paths, "`tests/nothing/*.py`"),

@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -55,6 +56,12 @@ def state(page: PageSink) -> Any:
 
 def picture(page: PageSink, path: str) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(get(page, path)[1], np.uint8), cv2.IMREAD_COLOR))
+
+
+def test_a_source_whose_name_is_not_utf8_is_shown(serve: Page) -> None:
+    page = serve(os.fsdecode(b"/line/Gr\xf6\xdfe"))
+    assert state(page)["cameras"][0]["name"] == r"/line/Gr\xf6\xdfe"
+    assert get(page, "metrics")[0] == 200
 
 
 SEEN = np.full((300, 400, 3), 90, np.uint8)
@@ -506,7 +513,7 @@ def test_a_picture_comes_with_the_verdict_on_its_frame(serve: Page, monkeypatch:
     _, content, headers = get(page, "camera/0.jpg")
     record = json.loads(headers["Adedge-Verdict"])
     assert (record["frame"], record["anomalous"], record["score"]) == (3, True, 0.9)
-    assert record["name"] == "bad \udcff\u00e9.png"
+    assert record["name"] == "bad \\xff\u00e9.png"
     assert 0 <= record["seconds_ago"] < 5
     blue, green, red = np.moveaxis(cv2.imdecode(np.frombuffer(content, np.uint8), 1)[-20:, :20].astype(int), 2, 0)
     assert ((red - green > 60) & (red - blue > 60)).any(), "the picture says NG"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import resource
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,12 +18,13 @@ import pytest
 
 from adedge.errors import OutputError, UsageError
 from adedge.runtime import sinks
-from adedge.runtime.events import Event, EventSink
-from adedge.runtime.sinks import CODECS, JsonLinesSink, ListSink, MapsSink, RejectsSink, VideoSink
+from adedge.runtime.events import Event
+from adedge.runtime.sinks import CODECS, BestEffort, JsonLinesSink, ListSink, MapsSink, RejectsSink, VideoSink
 from adedge.runtime.sources import Frame
 from adedge.runtime.verdict import Verdict
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (90, 121, 3), np.uint8)
+RUN = "20260131T081502Z-4f2a"
 MAP = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 
 
@@ -45,7 +49,7 @@ def verdict(of: Frame, score: float = 0.75) -> Verdict:
 
 def test_a_line_of_json_per_verdict() -> None:
     stream = io.StringIO()
-    sink = JsonLinesSink(stream)
+    sink = JsonLinesSink(stream, run_id=RUN)
     before = datetime.now(timezone.utc)
     for index, score in enumerate((0.75, 0.25)):
         sink.take(verdict(frame(index), score), frame(index))
@@ -54,6 +58,7 @@ def test_a_line_of_json_per_verdict() -> None:
     age_s = (datetime.fromisoformat(first.pop("captured_at").replace("Z", "+00:00")) - before).total_seconds()
     assert abs(age_s) < 60
     assert first == {
+        "run": RUN,
         "frame": 0,
         "name": "part 0.png",
         "score": 0.75,
@@ -159,16 +164,16 @@ def test_video_stops_before_the_disk_is_full_and_plays(tmp_path: Path, monkeypat
 
 
 def test_rejects_are_kept_as_seen_and_with_their_overlay(tmp_path: Path) -> None:
-    sink = RejectsSink(tmp_path / "rejects")
+    sink = RejectsSink(tmp_path / "rejects", run_id=RUN)
     for index, score in enumerate((0.75, 0.25, 0.9)):
         sink.take(verdict(frame(index), score), frame(index))
     sink.close()
     written = sorted(path.name for path in (tmp_path / "rejects").iterdir())
     assert written == [
-        "000000_part_0.overlay.jpg",
-        "000000_part_0.png",
-        "000002_part_2.overlay.jpg",
-        "000002_part_2.png",
+        f"{RUN}_000000_part_0.overlay.jpg",
+        f"{RUN}_000000_part_0.png",
+        f"{RUN}_000002_part_2.overlay.jpg",
+        f"{RUN}_000002_part_2.png",
     ]
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "rejects" / written[1])), IMAGE)
 
@@ -179,26 +184,171 @@ def test_an_nv12_frame_is_drawn_as_opencv_converts_it(tmp_path: Path) -> None:
     written = []
     for of in (Frame(0, 0, image, "camera#0", nv12=True), Frame(0, 0, converted, "camera#0")):
         folder = tmp_path / str(len(written))
-        made = (RejectsSink(folder), VideoSink(folder / "line.avi"))
+        made = (RejectsSink(folder, run_id=RUN), VideoSink(folder / "line.avi"))
         for sink in made:
             sink.take(verdict(of), of)
             sink.close()
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert len(written[0]) == 3
     assert written[0] == written[1]
-    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0" / "000000_camera_0.png")), converted)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0" / f"{RUN}_000000_camera_0.png")), converted)
 
 
 def test_name_of_a_frame_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     of = Frame(3, time.monotonic_ns(), IMAGE, "../../../etc/part.png")
-    MapsSink(tmp_path / "maps").take(verdict(of), of)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")] == ["maps/000003_etc_part.npy"]
+    MapsSink(tmp_path / "maps", run_id=RUN).take(verdict(of), of)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")] == [
+        f"maps/{RUN}_000003_etc_part.npy"
+    ]
 
 
 def test_maps_are_kept_exactly(tmp_path: Path) -> None:
-    sink = MapsSink(tmp_path)
+    sink = MapsSink(tmp_path, run_id=RUN)
     sink.take(verdict(frame(4)), frame(4))
-    np.testing.assert_array_equal(np.load(tmp_path / "000004_part_4.npy"), MAP)
+    np.testing.assert_array_equal(np.load(tmp_path / f"{RUN}_000004_part_4.npy"), MAP)
+
+
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [
+        (30000 / 1001, 29.970),
+        (24000 / 1001, 23.976),
+        (119.88, 119.88),
+        (119.8765, 119.88),  # 119.877 would be 119877/1000, and 16 bits end at 65535
+        (1e5 / 3, 25.0),
+        (90_000.0, 25.0),  # a still picture, such as cover art
+        (0.0, 25.0),
+        (math.nan, 25.0),
+        (math.inf, 25.0),
+        (-30.0, 25.0),
+        (0.5, 0.5),
+        (1000.0, 1000.0),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
+def test_every_frame_rate_gives_a_video(tmp_path: Path, stated: float, written: float, suffix: str) -> None:
+    path = tmp_path / f"line{suffix}"
+    sink = VideoSink(path, fps=stated)
+    for index in range(3):
+        sink.take(verdict(frame(index)), frame(index))
+    sink.close()
+    reader = cv2.VideoCapture(str(path))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(written, rel=1e-4)
+    assert sum(1 for _ in iter(reader.grab, False)) == 3
+
+
+def test_a_rate_that_is_none_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    VideoSink(tmp_path / "line.mp4", fps=90_000)
+    assert "states 90000 frames per second: the video plays at 25" in caplog.text
+
+
+def test_an_existing_video_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "line.avi"
+    path.write_bytes(b"of an earlier run")
+    sink = VideoSink(path, run_id=RUN)
+    sink.take(verdict(frame()), frame())
+    sink.close()
+    assert path.read_bytes() == b"of an earlier run"
+    assert cv2.VideoCapture(str(tmp_path / f"line.{RUN}.avi")).grab()
+    assert f"this run's video is line.{RUN}.avi" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(70_000, 3), (40, 70_000), (70_000, 40)])
+def test_a_picture_too_long_for_its_format_is_scaled_down(tmp_path: Path, shape: tuple[int, int]) -> None:
+    long = frame(0, np.full((*shape, 3), 90, np.uint8))
+    sinks_of_pictures = (RejectsSink(tmp_path / "rejects", run_id=RUN), VideoSink(tmp_path / "line.webm"))
+    for sink in sinks_of_pictures:
+        sink.take(verdict(long), long)
+        sink.close()
+    original = cv2.imread(str(tmp_path / "rejects" / f"{RUN}_000000_part_0.png"))
+    overlay = cv2.imread(str(tmp_path / "rejects" / f"{RUN}_000000_part_0.overlay.jpg"))
+    np.testing.assert_array_equal(original, long.image)
+    assert overlay is not None
+    assert max(overlay.shape) <= 65_535
+    assert cv2.VideoCapture(str(tmp_path / "line.webm")).grab()
+
+
+def test_half_a_map_is_never_left(tmp_path: Path) -> None:
+    sink = MapsSink(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError):
+            sink.take(verdict(frame()), frame())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+NOT_UTF8 = os.fsdecode(b"Gr\xf6\xdfe \x9b\x1b.png")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "ascii"])
+def test_every_name_makes_a_line_of_json_in_utf8(encoding: str) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    names = (NOT_UTF8, "Größe 中文 😀.png", "a\x9b2J\u2028\u202e\x7f.png")
+    sink = JsonLinesSink(stream)
+    for name in names:
+        sink.take(replace(verdict(frame()), name=name), frame())
+    lines = written.getvalue().decode("utf-8").split("\n")
+    assert [json.loads(line)["name"] for line in lines[:-1]] == ["Gr\\xf6\\xdfe \\x9b\x1b.png", *names[1:]]
+    assert not set("".join(lines)) & set("\x1b\x9b\x7f\u2028\u202e")
+
+
+def test_a_file_of_lines_takes_every_name(tmp_path: Path) -> None:
+    sink = JsonLinesSink(tmp_path / "v.jsonl")
+    sink.take(replace(verdict(frame()), name=NOT_UTF8), frame())
+    sink.close()
+    assert json.loads((tmp_path / "v.jsonl").read_bytes().decode())["name"].startswith("Gr\\xf6")
+
+
+class Failing(ListSink):
+    """Fails for every verdict but the second, and when it is closed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def take(self, verdict: Verdict, frame: Frame) -> None:
+        if verdict.frame_id != 1:
+            raise self._error
+        super().take(verdict, frame)
+
+    def close(self) -> None:
+        super().close()
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OutputError("the disk is full"), "the disk is full"),
+        (RuntimeError("bug"), "RuntimeError: bug"),
+        (MemoryError(), "MemoryError"),
+        (cv2.error("drawing"), "drawing"),
+    ],
+)
+def test_an_output_that_fails_is_named_once_and_counted(
+    error: Exception, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Failing(error)
+    sink = BestEffort(failing, "rejects")
+    for index in range(4):
+        sink.take(verdict(frame(index)), frame(index))
+    sink.close()
+    assert (sink.failures, len(failing.verdicts), failing.closed) == (4, 1, True)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("rejects: ")
+    assert text in record.getMessage()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), KeyboardInterrupt()])
+def test_the_end_of_a_run_is_no_failure_of_an_output(error: BaseException) -> None:
+    sink = BestEffort(Failing(error), "verdicts")  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        sink.take(verdict(frame()), frame())
+    assert sink.failures == 0
 
 
 def test_list_sink_keeps_copies_of_maps() -> None:
@@ -226,7 +376,6 @@ def test_events_are_lines_among_the_verdicts(tmp_path: Path) -> None:
     for target in (path, stream):
         sink = JsonLinesSink(target)
         sink.take(verdict(frame()), frame())
-        assert isinstance(sink, EventSink)
         sink.report(event)
         sink.close()
     for text in (path.read_text(), stream.getvalue()):

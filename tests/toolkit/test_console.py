@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from adedge import console as module
-from adedge.console import note, output, progress, warn
+from adedge.console import escape_unencodable, note, output, progress, warn
 
 
 @pytest.fixture
@@ -88,3 +91,62 @@ def test_what_looks_like_markup_in_a_warning_is_no_markup(terminal: io.StringIO)
     warn("[bold]x[/bold]")
     assert "[bold]x[/bold]" in terminal.getvalue()
     assert "\x1b[33mwarning:" in terminal.getvalue()  # yellow
+
+
+HOSTILE = "a\x1b[31m\x9b2J\x07.png"
+ESCAPED = r"a\x1b[31m\x9b2J\x07.png"
+
+
+def test_a_name_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    note(HOSTILE)
+    warn(HOSTILE)
+    with progress(HOSTILE) as step:
+        step(0, 1, HOSTILE)
+    output.print(table)
+    shown = "".join(capsys.readouterr())
+    assert not set(shown) & set("\x1b\x9b\x07")
+    assert shown.count(ESCAPED) == 7
+
+
+def test_a_bar_keeps_the_commands_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    made = type(module.console)(file=shown, force_terminal=True, width=200, _environ={})
+    monkeypatch.setattr(module, "console", made)
+    with progress("train") as step:
+        step(0, 1, HOSTILE)
+    assert ESCAPED in shown.getvalue()
+    assert "\x1b[?25l" in shown.getvalue()  # hides the cursor
+
+
+def test_a_name_with_a_line_break_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a\nadedge: all parts passed\r.png")
+    assert capsys.readouterr().err == r"a\nadedge: all parts passed\r.png" + "\n"
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("stderr", [FullDisk(), None])
+def test_messages_that_cannot_be_written_are_no_error(monkeypatch: pytest.MonkeyPatch, stderr: FullDisk | None) -> None:
+    monkeypatch.setattr("sys.stderr", stderr)
+    note("a note")
+    warn("a warning")
+    with progress("train") as step:
+        step(0, 1, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
+def test_every_console_shows_every_name(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    name = "Größe 中文 → ─ " + os.fsdecode(b"\xf6") + ".png"
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    escape_unencodable()
+    output.print(Table(name))
+    output.print(name, soft_wrap=True)
+    output.file.flush()
+    assert rb"\xf6.png" in written.getvalue()
+    assert ("中文" in written.getvalue().decode(encoding)) == (encoding == "utf-8")

@@ -33,7 +33,10 @@ def test_only_a_wrong_call_exits_with_2() -> None:
 
 def test_a_missing_package_is_named_with_its_extra() -> None:
     error = MissingDependency("onnxruntime", "export", "checking a graph")
-    assert str(error) == "checking a graph needs the package 'onnxruntime': pip install 'adedge[export]'"
+    assert (
+        str(error)
+        == "checking a graph needs the package 'onnxruntime': in adedge's source folder, run pip install -e '.[export]'"
+    )
     assert (error.package, error.extra) == ("onnxruntime", "export")
     with pytest.raises(AdedgeError):
         raise error

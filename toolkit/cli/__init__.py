@@ -7,14 +7,16 @@ import math
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from adedge.console import one_line
-from adedge.errors import AdedgeError
+from adedge.console import escape_unencodable
+from adedge.errors import AdedgeError, reason
+from adedge.escaping import printable
 from adedge.limits import PICTURE_PIXELS, VARIABLE, factor
 
 # Each module adds its command to `app`; --help lists them in this order, the order of use.
@@ -86,6 +88,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, _interrupt)
+    escape_unencodable()
     for command in COMMANDS:
         importlib.import_module(f"adedge.cli.{command}")
     try:
@@ -93,10 +96,10 @@ def main() -> None:
     except AdedgeError as error:
         if debug:
             raise
-        sys.stderr.write(f"adedge: {one_line(str(error))}\n")
+        _complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("adedge: interrupted; nothing was left half-written\n")
+        _complain("interrupted; nothing was left half-written")
         code = INTERRUPTED
     except BrokenPipeError:
         # The reader closed the pipe (| head), which is no error; without this, Python would complain at exit.
@@ -107,9 +110,14 @@ def main() -> None:
             raise
         # Commands report bad input themselves; this catches the rest: missing permissions, a full disk.
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        sys.stderr.write(f"adedge: {one_line(f'{where}{error.strerror or error}')}\n")
+        _complain(f"{where}{reason(error)}")
         code = 1
     sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # the exit code says it too
+        sys.stderr.write(f"adedge: {printable(text)}\n")
 
 
 def finite(value: float | None) -> float | None:
@@ -132,6 +140,8 @@ def _invoke() -> int:
         show = getattr(error, "show", None)
         if show is None or isinstance(error, AdedgeError):
             raise
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
         show()
         return int(getattr(error, "exit_code", 2))
     return result if isinstance(result, int) else 0

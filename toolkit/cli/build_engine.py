@@ -12,6 +12,7 @@ from adedge.bundle import Bundle
 from adedge.cli import app, finite
 from adedge.console import note, output, progress, warn
 from adedge.errors import EngineError, UsageError
+from adedge.escaping import command_line
 from adedge.specs import EngineKey, Precision, Target
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def build_engine_command(
     if record.self_test is None:
         note(record.status)
     elif bundle.manifest.threshold(key) is None:
-        note(f"no decision threshold for {key} yet: fit one with 'adedge calibrate {path} PICTURES'")
+        note(f"no decision threshold for {key} yet: fit one with '{command_line('calibrate', path, 'PICTURES')}'")
     elif (warning := one_sided_golden(bundle)) is not None:
         warn(warning)
 

@@ -13,6 +13,7 @@ from adedge.cli import app, finite
 from adedge.cli.export import print_graphs
 from adedge.console import note, output, progress, warn
 from adedge.errors import GateError
+from adedge.escaping import command_line
 from adedge.manifest import Manifest
 from adedge.specs import PRECISIONS, parse_precisions
 
@@ -117,7 +118,7 @@ def calibrate_command(
         output.print(_thresholds(result.bundle.manifest))
         for message in result.notes:
             warn(message)
-        note(f"next: adedge prove {path}")
+        note(f"next: {command_line('prove', path)}")
         return
     from adedge.calibration.sensitivity import Limits
 
@@ -142,7 +143,8 @@ def calibrate_command(
         warn(message)
     if result.problems:
         raise GateError("; ".join(result.problems))
-    note(f"next: adedge build-engine {path} --target onnxruntime --precision int8")
+    precision = "int8" if "model.int8" in manifest.graphs else "fp32"
+    note(f"next: {command_line('build-engine', path, '--target', 'onnxruntime', '--precision', precision)}")
 
 
 def _golden(parts: Parts) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import time
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from adedge.cli import app
 from adedge.console import console, note
+from adedge.escaping import command_line
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -45,14 +46,10 @@ def demo(
         _adedge("build-engine", bundle, "--target", "tensorrt-rtx", "--precision", precision)
     _adedge("prove", bundle, data)
     source = f"synthetic:{DEMO.texture}?seed={seed}&frames={frames}"
-    results = (
-        "--video",
-        output / "inspection.mp4",
-        "--jsonl",
-        output / "verdicts.jsonl",
-        "--rejects",
-        output / "rejects",
-    )
+    video, verdicts, rejects = (output / name for name in ("inspection.mp4", "verdicts.jsonl", "rejects"))
+    for earlier in (video, verdicts):
+        earlier.unlink(missing_ok=True)  # the run would keep them
+    results = ("--video", video, "--jsonl", verdicts, "--rejects", rejects)
     _adedge("run", bundle, source, "--target", "onnxruntime", "--precision", "fp32", *results)
     _adedge("benchmark", bundle, "--data", data, "-o", output / "report")
     _adedge("inspect", bundle)
@@ -64,7 +61,7 @@ def demo(
 def _adedge(*arguments: object) -> None:
     """Print and run one adedge command; a failure ends the demo with the same exit code."""
     words = [str(argument) for argument in arguments]
-    console.print(f"[bold green]$[/bold green] [bold]adedge {shlex.join(words)}[/bold]")
+    console.print(f"[bold green]$[/bold green] [bold]{escape(command_line(*words))}[/bold]")
     result = subprocess.run([sys.executable, "-m", "adedge", *words])
     if result.returncode != 0:
         raise typer.Exit(result.returncode)

@@ -12,6 +12,7 @@ from rich.table import Table
 from adedge.bundle import Bundle
 from adedge.cli import app
 from adedge.console import note, output, progress, warn
+from adedge.escaping import command_line
 from adedge.manifest import Graph
 from adedge.specs import PRECISIONS, parse_precisions
 
@@ -58,9 +59,10 @@ def export_command(
     if failure is not None:
         raise failure
     if "model.int8" in bundle.manifest.graphs:
-        note(f"next: adedge build-engine {path} --target onnxruntime --precision fp32")
+        note(f"next: {command_line('build-engine', path, '--target', 'onnxruntime', '--precision', 'fp32')}")
     else:
-        note(f"next: adedge calibrate {path} PICTURES (INT8 graphs and decision thresholds)")
+        calibrate = command_line("calibrate", path, "PICTURES")
+        note(f"INT8 graphs and decision thresholds need pictures of good parts; next: {calibrate}")
 
 
 def print_graphs(graphs: Mapping[str, Graph]) -> None:

@@ -12,6 +12,7 @@ from adedge.bundle import check_creatable
 from adedge.cli import app, finite
 from adedge.console import note, warn
 from adedge.errors import UsageError
+from adedge.escaping import command_line
 from adedge.specs import Filter, Gaussian, Opening, Uniform
 
 
@@ -124,7 +125,7 @@ def import_command(
         )
     origin = "from the model" if score.reduce == "output" else f"from the map's {score.reduce}"
     note(f"input {spec.width} × {spec.height} × {spec.channels} {spec.color}; score {origin}")
-    note(f"wrote {output}; next: adedge export {output}")
+    note(f"wrote {output}; next: {command_line('export', output)}")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -47,7 +47,7 @@ def inspect(
             signature=None if signed is None else {**signed[0].model_dump(mode="json"), "key": signed[1]},
             signature_checked=require_signature is not None,
         )
-        output.print_json(json.dumps(record))
+        output.print_json(json.dumps(record), ensure_ascii=True)
     else:
         _show(opened, engines, signed, checked=require_signature is not None)
     if problems:

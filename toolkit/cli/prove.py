@@ -15,6 +15,7 @@ from adedge.cli.options import Expect, RequireSignature
 from adedge.cli.storage import check_folder, is_writable
 from adedge.console import note, output, progress, warn
 from adedge.errors import BundleError, EngineError, GateError, OutputError
+from adedge.escaping import command_line
 from adedge.files import write_whole
 from adedge.specs import Precision, Target
 
@@ -93,7 +94,7 @@ def prove_command(
         proofs = list(prove(bundle, pictures, target=target, precision=precision, threads=threads, progress=step))
     record = json.dumps({"bundle": str(path), "proofs": [proof.model_dump() for proof in proofs]}, indent=2)
     if as_json:
-        output.print_json(record)
+        output.print_json(record, ensure_ascii=True)
     elif proofs:
         output.print(_table(proofs))
     if file is not None:
@@ -107,7 +108,8 @@ def prove_command(
         elif proof.flips is not None and proof.flip_rate is not None:
             note(summary_of(proof))
         else:
-            note(f"{proof.engine}: no verdicts to compare; fit its threshold with 'adedge calibrate {path} PICTURES'")
+            calibrate = command_line("calibrate", path, "PICTURES")
+            note(f"{proof.engine}: no verdicts to compare; fit its threshold with '{calibrate}'")
     for problem, engines in problems.items():
         warn(f"{', '.join(engines)}: {problem}")
     if pictures is not None and pictures.computed and not storing and store is None:
@@ -157,7 +159,7 @@ def _judge(bundle: Bundle, proofs: list[Proof], max_flips: int | None, *, explic
     ran = [proof for proof in proofs if proof.golden is not None]
     if not ran:
         raise EngineError(
-            f"no engine of {bundle.path} runs on this machine: run 'adedge build-engine {bundle.path}' first"
+            f"no engine of {bundle.path} runs on this machine: run '{command_line('build-engine', bundle.path)}' first"
         )
     failed = [proof.engine for proof in proofs if proof.problem is not None and (proof.golden is not None or explicit)]
     if failed:

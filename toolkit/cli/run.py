@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from adedge.bundle import open_bundle
 from adedge.cli import app, finite
+from adedge.cli.evidence import EvidenceSize, KeepFiles, KeepFree, RotateAge, RotateSize
 from adedge.cli.options import Expect, RequireSignature
 from adedge.console import console, note, warn
 from adedge.errors import UsageError
@@ -28,6 +30,8 @@ from adedge.processors import limit_opencv
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
+    from adedge.runtime.evidence import Retention
+    from adedge.runtime.line_file import Rotation
     from adedge.runtime.page import PageSink
     from adedge.runtime.pipeline import Stream
     from adedge.runtime.sinks import Sink
@@ -97,12 +101,17 @@ def run(
         int | None,
         typer.Option(min=1, help="Threads for ONNX Runtime. Default: the physical cores, or a container's quota."),
     ] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="Write verdicts (JSON lines) to this file, not stdout.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Append verdicts (JSON lines) to this file, not stdout.")] = None,
+    rotate_size: RotateSize = None,
+    rotate_age: RotateAge = None,
+    keep_files: KeepFiles = None,
     video: Annotated[
         Path | None, typer.Option(help="Annotated video: .webm (for browsers), .mp4, .avi or .mkv.")
     ] = None,
     rejects: Annotated[Path | None, typer.Option(help="Folder for rejects: original frame and overlay.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for the raw anomaly maps (float32 .npy).")] = None,
+    evidence_size: EvidenceSize = None,
+    keep_free: KeepFree = None,
     page: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +125,7 @@ def run(
         typer.Option(
             "--strict",
             help="Fail on pictures that cannot be read or are of another kind, and on damaged videos, instead of "
-            "skipping.",
+            "skipping. Fail at once if verdicts cannot be written, and at the end if another output could not.",
         ),
     ] = False,
     reconnect: Annotated[
@@ -159,7 +168,9 @@ def run(
     _quiet_opencv()
     limit_opencv()
     from adedge.runtime.capture import default_policy
+    from adedge.runtime.evidence import Retention
     from adedge.runtime.inspection import open_inspector
+    from adedge.runtime.line_file import Rotation
     from adedge.runtime.page import PageSink, page_address
     from adedge.runtime.pipeline import Stream, check_batch
     from adedge.runtime.pipeline import run as run_pipeline
@@ -169,6 +180,10 @@ def run(
     if shown(str(bundle)) != str(bundle) and not os.path.lexists(bundle):
         raise UsageError("BUNDLE looks like a source's address (not shown): give the bundle first, then the sources")
     address = None if page is None else page_address(page)
+    if jsonl is None and sys.stdout is None:
+        raise UsageError("stdout is closed, so verdicts have nowhere to go: add --jsonl FILE")
+    if jsonl is None and (rotate_size, rotate_age, keep_files) != (None, None, None):
+        raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
     _show_logging()
     opened = open_bundle(bundle, require_signature, expect)
     manifest = opened.manifest
@@ -204,7 +219,11 @@ def run(
         live_page = None if address is None else PageSink(address, [one.name for one in frames], about, outline=outline)
         if live_page is not None:
             cleanup.callback(live_page.close)
-        sinks = _open_sinks(frames, jsonl, video, rejects, maps, live_page, outline=outline)
+        rotation = Rotation(size_bytes=rotate_size, age_s=rotate_age, keep_files=keep_files)
+        retention = Retention(folder_bytes=evidence_size, keep_free_bytes=keep_free)
+        sinks = _open_sinks(
+            *(frames, jsonl, video, rejects, maps, live_page, rotation, retention), outline=outline, strict=strict
+        )
         streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
         with _stop_on_signals() as stop:
             complete = False
@@ -230,11 +249,14 @@ def run(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             finally:
                 _summarise(streams, statistics, engine)
+                incomplete = _report_failures(sinks)
             signal_number = stop.signal_number
             if live_page is not None and complete and signal_number is None and _has_terminal():
                 note(f"the sources have ended; the live page stays at {live_page.url} until you press Ctrl-C")
                 while not stop.event.is_set():  # not wait(): the signal handler that sets it must not take a lock
                     time.sleep(0.1)
+    if incomplete:
+        raise typer.Exit(1)
     if signal_number is not None and not all(one.live for one in frames):
         raise typer.Exit(128 + signal_number)
     if fail_on_reject and statistics.rejects:
@@ -272,30 +294,49 @@ def _open_sinks(
     rejects: Path | None,
     maps: Path | None,
     live_page: PageSink | None,
+    rotation: Rotation,
+    retention: Retention,
     *,
     outline: bool,
+    strict: bool,
 ) -> list[list[Sink]]:
     """The requested sinks of each source, verdicts first. Sources share them, except that each has its own video.
 
     The file of verdicts is opened last, so that a call that another sink refuses leaves an existing file as it was.
     """
-    from adedge.runtime.sinks import JsonLinesSink, MapsSink, RejectsSink, VideoSink
+    from adedge.runtime.sinks import BestEffort, JsonLinesSink, MapsSink, RejectsSink, VideoSink
+    from adedge.runtime.verdict import new_run_id
 
+    run_id = new_run_id()
     videos: list[list[Sink]] = [[] for _ in frames]
     if video is not None:
         for index, source in enumerate(frames):
             path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
-            videos[index].append(VideoSink(path, fps=source.fps or 25.0, outline=outline))
+            sink = VideoSink(path, fps=source.fps or 25.0, outline=outline, run_id=run_id, retention=retention)
+            videos[index].append(BestEffort(sink, "the video", required=strict))
     shared: list[Sink] = []
     if rejects is not None:
-        shared.append(RejectsSink(rejects, outline=outline))
+        pictures = RejectsSink(rejects, outline=outline, run_id=run_id, retention=retention)
+        shared.append(BestEffort(pictures, "rejects", required=strict))
     if maps is not None:
-        shared.append(MapsSink(maps))
+        shared.append(BestEffort(MapsSink(maps, run_id=run_id, retention=retention), "maps", required=strict))
     if live_page is not None:
         note(f"live page: {live_page.url}")
-        shared.append(live_page.staying())
-    shared.insert(0, JsonLinesSink(jsonl or sys.stdout))
+        shared.append(BestEffort(live_page.staying(), "the live page", required=strict))
+    verdicts: Sink = JsonLinesSink(jsonl or sys.stdout, run_id=run_id, rotation=rotation)
+    shared.insert(0, verdicts if strict else BestEffort(verdicts, "verdicts", required=True))
     return [[*shared, *own] for own in videos]
+
+
+def _report_failures(sinks: Sequence[Sequence[Sink]]) -> bool:
+    """Warn of outputs that are incomplete; return whether one of them was required."""
+    from adedge.runtime.sinks import BestEffort
+
+    outputs = dict.fromkeys(sink for own in sinks for sink in own if isinstance(sink, BestEffort))
+    failed = [sink for sink in outputs if sink.failures]
+    for sink in failed:
+        warn(f"{sink.name}: incomplete, {sink.failures} could not be written; the first warning says why")
+    return any(sink.required for sink in failed)
 
 
 def _has_terminal() -> bool:
@@ -350,7 +391,11 @@ def _status_line(
             nonlocal drawn_at
             if time.monotonic() - drawn_at > 0.2:
                 drawn_at = time.monotonic()
-                live.update(_status(statistics, total), refresh=True)
+                try:
+                    live.update(_status(statistics, total), refresh=True)
+                except Exception as error:  # it only shows what happens
+                    drawn_at = math.inf
+                    warn(f"the status line failed and is gone ({error}); the inspection goes on")
 
         yield watch
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from adedge.errors import DataError
 from adedge.limits import ARCHIVE_BYTES, SET_BYTES, Limit, check, read_file
+from adedge.user_cache import user_cache
 
 CLASSES = 10
 
@@ -89,8 +90,17 @@ class Labelled:
 
 
 def default_root() -> Path:
-    """The default folder of labelled sets: $ADEDGE_DATA, else ~/.cache/adedge."""
-    return Path(os.environ.get("ADEDGE_DATA") or Path.home() / ".cache" / "adedge")
+    """The default folder of labelled sets: $ADEDGE_DATA, else ~/.cache/adedge.
+
+    Raises `DataError` if the user has no home folder.
+    """
+    folder = os.environ.get("ADEDGE_DATA")
+    if folder:
+        return Path(folder)
+    caches = user_cache()
+    if caches is None:
+        raise DataError("this user has no home folder to keep data sets in: give one with --root, or set ADEDGE_DATA")
+    return caches / "adedge"
 
 
 def read_set(name: str, root: Path, *, download: bool = False) -> tuple[Labelled, Labelled]:

@@ -71,5 +71,5 @@ def test_without_onnx_runtime_the_extra_is_named(
 ) -> None:
     made = source("fp32")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependency, match=r"adedge\[onnxruntime\]"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[onnxruntime\]'"):
         build(made, BuildOptions())

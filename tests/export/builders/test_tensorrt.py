@@ -460,7 +460,7 @@ def test_ctrl_c_stops_a_running_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_tensorrt_jetpack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependency, match=r"JetPack.*adedge\[tensorrt\]"):
+    with pytest.raises(MissingDependency, match=r"JetPack.*pip install -e '\.\[tensorrt\]'"):
         build(source(), BuildOptions())
 
 

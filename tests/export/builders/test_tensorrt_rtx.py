@@ -167,5 +167,5 @@ def test_progress_is_reported() -> None:
 
 def test_without_tensorrt_rtx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingDependency, match=r"adedge\[rtx\]"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[rtx\]'"):
         build(source("fp32"), BuildOptions())

@@ -120,5 +120,5 @@ def test_a_failure_while_running_names_onnx_runtime() -> None:
 
 def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependency, match=r"adedge\[onnxruntime\]"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[onnxruntime\]'"):
         library_version()

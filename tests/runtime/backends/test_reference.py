@@ -31,5 +31,5 @@ def test_a_trained_detector_without_torch_names_the_extra(
 ) -> None:
     trained = replace(red_bundle, manifest=red_bundle.manifest.replace(method="hfr"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'adedge\[train\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[train\]'"):
         load_reference(trained)

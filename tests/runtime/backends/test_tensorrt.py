@@ -540,17 +540,17 @@ def test_this_machine_is_described(fake: FakeTensorRT) -> None:
 
 def test_missing_packages_and_drivers_are_told_apart(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependency, match=r"JetPack.*'adedge\[tensorrt\]'"):
+    with pytest.raises(MissingDependency, match=r"JetPack.*pip install -e '\.\[tensorrt\]'"):
         load_libraries("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingDependency, match=r"adedge\[rtx\]"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[rtx\]'"):
         load_libraries("tensorrt-rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
     pycuda: Any = ModuleType("pycuda")
     pycuda.__path__ = []
     monkeypatch.setitem(sys.modules, "pycuda", pycuda)
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
-    with pytest.raises(MissingDependency, match=r"adedge\[cuda\]"):
+    with pytest.raises(MissingDependency, match=r"pip install -e '\.\[cuda\]'"):
         load_libraries("tensorrt")
 
 

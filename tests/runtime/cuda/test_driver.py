@@ -244,5 +244,5 @@ def test_drivers_that_pycuda_cannot_load(monkeypatch: pytest.MonkeyPatch, messag
 
 def test_without_pycuda_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(MissingDependency, match=r"executing an engine needs .*adedge\[cuda\]"):
+    with pytest.raises(MissingDependency, match=r"executing an engine needs .*pip install -e '\.\[cuda\]'"):
         load_cuda("executing an engine")

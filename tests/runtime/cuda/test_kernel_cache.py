@@ -151,6 +151,23 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert cache_folder() == tmp_path / ".cache" / "adedge" / "kernels"
 
 
+def test_a_user_without_a_home_compiles_at_every_start(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ADEDGE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    counting = Counting()
+    assert cache_folder() is None
+    images = {kernel_image(source, "sm_87", counting.compiler) for _ in range(2)}
+    assert (len(images), counting.calls) == (1, 2)
+    assert "set ADEDGE_CACHE" in caplog.text
+
+
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_cache, "nvcc", lambda: None)
     monkeypatch.setattr(kernel_cache, "nvrtc", lambda: None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,3 +79,32 @@ def test_a_reader_that_leaves_is_no_error(bundle: Path) -> None:
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "ascii"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_every_console_can_show_help_and_bundles(bundle: Path, tmp_path: Path, encoding: str, locale: str) -> None:
+    named = tmp_path / os.fsdecode("Größe 中文 ".encode() + b"\xf6\x1b[2J.adedge")
+    shutil.copytree(bundle, named)
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": encoding, "COLUMNS": "300"}
+    for arguments in (["--help"], ["train", "--help"], ["inspect", named], ["inspect", named, "--json"]):
+        command = [sys.executable, "-m", "adedge", *map(os.fsencode, arguments)]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr
+        text = done.stdout.decode(encoding)
+        if arguments[-1] == "--json":
+            assert json.loads(text)["method"] == "oesdn"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("inspect", "\x1b[2J\nadedge: fine"), ("run", "x", "0", "\x1b[2J", "--no-such\x1b[2J"), ("no-\x1b[2J-command",)],
+)
+def test_what_the_user_passed_cannot_command_the_terminal(
+    arguments: tuple[str, ...], bundle: Path, adedge: Adedge
+) -> None:
+    result = adedge(*[bundle if word == "x" else word for word in arguments])
+    assert result.returncode != 0
+    assert "\x1b" not in result.stderr
+    assert not re.search("^adedge: fine", result.stderr, re.M)

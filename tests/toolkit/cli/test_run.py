@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,8 +20,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adedge.bundle import Bundle
+from adedge.runtime.statistics import Statistics
+from adedge.runtime.verdict import RUN_ID
 
 pytest.importorskip("onnxruntime", reason="runs an engine with ONNX Runtime")
 pytest.importorskip("onnx", reason="makes the engine's graph with onnx")
@@ -46,6 +54,14 @@ def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "adedge", "run", *map(str, arguments)]
 
 
+def _names(folder: Path) -> list[str]:
+    """The names of the files of evidence, which all begin with the same run, without it."""
+    runs, names = zip(*(path.name.split("_", 1) for path in sorted(folder.iterdir())), strict=True)
+    assert len(set(runs)) == 1
+    assert re.fullmatch(RUN_ID, runs[0])
+    return list(names)
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 
@@ -69,7 +85,7 @@ def test_every_output_at_once(bundle: Path, pictures: Path, tmp_path: Path) -> N
     assert result.returncode == 3, result.stderr
     assert result.stdout == ""
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 4
-    assert sorted(path.name for path in (tmp_path / "rejects").iterdir()) == ["000003_3.overlay.jpg", "000003_3.png"]
+    assert _names(tmp_path / "rejects") == ["000003_3.overlay.jpg", "000003_3.png"]
     assert len(list((tmp_path / "maps").iterdir())) == 4
     reader = cv2.VideoCapture(str(tmp_path / "v.webm"))
     assert sum(1 for _ in iter(reader.grab, False)) == 4
@@ -86,7 +102,7 @@ def test_several_sources_share_the_engine(bundle: Path, pictures: Path, tmp_path
     of_camera = [[record["score"] for record in records if record["camera"] == camera] for camera in (0, 1)]
     np.testing.assert_allclose(of_camera[0], np.array(LEVELS) / 255, atol=1e-6)
     np.testing.assert_allclose(of_camera[1], [1.0], atol=1e-6)
-    rejected = {path.name for path in (tmp_path / "rejects").glob("*.png")}
+    rejected = {name for name in _names(tmp_path / "rejects") if name.endswith(".png")}
     assert rejected == {"camera0_000002_2.png", "camera0_000003_3.png", "camera1_000000_one.png"}
     for camera, frames in ((0, 5), (1, 1)):
         reader = cv2.VideoCapture(str(tmp_path / f"v.camera{camera}.webm"))
@@ -174,6 +190,119 @@ def test_a_refused_call_leaves_the_file_of_verdicts_alone(
     assert not new.exists()
 
 
+def test_a_restart_keeps_what_the_last_run_wrote(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    verdicts, rejects, video = (tmp_path / name for name in ("v.jsonl", "rejects", "v.avi"))
+    for _ in range(2):
+        result = run(bundle, pictures, "--jsonl", verdicts, "--rejects", rejects, "--video", video)
+        assert result.returncode == 0, result.stderr
+        with verdicts.open("ab") as file:
+            file.write(b'{"run": "power cu')
+    records = [json.loads(line) for line in verdicts.read_text().splitlines()[:-1]]
+    assert [record["name"] for record in records] == [f"{number}.png" for number in range(5)] * 2
+    runs = list(dict.fromkeys(record["run"] for record in records))
+    assert len(runs) == 2
+    written = sorted(path.name for path in rejects.glob("*.png"))
+    assert written == sorted(f"{run}_00000{number}_{number}.png" for run in runs for number in (2, 3))
+    assert {path.name for path in tmp_path.glob("*.avi")} == {"v.avi", f"v.{runs[1]}.avi"}
+    assert "partial line of 17 bytes" in result.stderr
+
+
+def test_verdicts_are_rotated(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    verdicts = tmp_path / "v.jsonl"
+    result = run(bundle, pictures, "--jsonl", verdicts, "--rotate-size", "1", "--rotate-age", "1d", "--keep-files", "2")
+    assert result.returncode == 0, result.stderr
+    kept = [*sorted(set(tmp_path.iterdir()) - {verdicts}), verdicts]
+    assert sorted(json.loads(path.read_text())["frame"] for path in kept) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rotate-size", "1MB"), "add --jsonl"),
+        (("--jsonl", "v.jsonl", "--rotate-size", "5 apples"), "'5 apples' is no size"),
+        (("--jsonl", "v.jsonl", "--rotate-age", "0d"), "'0d' is no age"),
+    ],
+)
+def test_a_size_or_an_age_that_is_none_is_a_wrong_call(
+    bundle: Path, pictures: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run(bundle, pictures, *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_the_inspection_outlives_its_evidence(bundle: Path, pictures: Path, tmp_path: Path, strict: bool) -> None:
+    outputs = ("--rejects", tmp_path / "rejects", "--maps", tmp_path / "maps", "--video", tmp_path / "v.avi")
+    result = run(bundle, pictures, *outputs, "--keep-free", "1000000TB", *["--strict"] * strict)
+    assert result.returncode == int(strict), result.stderr
+    assert len(result.stdout.splitlines()) == 5
+    assert list(tmp_path.rglob("*.*")) == []
+    for name, failures in (("rejects", 2), ("maps", 5), ("the video", 5)):
+        assert f"warning: {name}: incomplete, {failures} could not be written" in result.stderr
+    assert result.stderr.count("--keep-free") == 2  # once for rejects, once for maps
+
+
+@pytest.mark.parametrize("place", ["jsonl", "stdout"])
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_lost_verdicts_fail_the_run_but_do_not_end_it(bundle: Path, pictures: Path, place: str, strict: bool) -> None:
+    options = [*(["--jsonl", "/dev/full"] if place == "jsonl" else []), *(["--strict"] if strict else [])]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            _command(bundle, pictures, *options),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=_environment(),
+        )
+    assert result.returncode == 1, result.stderr
+    assert ("5 frames: 3 passed" in result.stderr) == (not strict)
+    assert ("verdicts: incomplete, 5 could not be written" in result.stderr) == (not strict)
+    assert "is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1", "C.UTF-8"])
+@pytest.mark.parametrize("encoding", ["", "iso-8859-1", "ascii", "utf-8:strict"])
+def test_every_file_name_is_judged_in_every_locale(
+    bundle: Path, pictures: Path, tmp_path: Path, locale: str, encoding: str
+) -> None:
+    picture = (pictures / "3.png").read_bytes()
+    folder = tmp_path / os.fsdecode(b"in\xf6")
+    folder.mkdir()
+    for name in (b"1.png", b"Gr\xf6\xdfe.png", "中文 😀.png".encode(), b"a\x1b[2J\n\x9b.png"):
+        (folder / os.fsdecode(name)).write_bytes(picture)
+    outputs = [os.fsencode(word) for word in ("--rejects", str(tmp_path / "rejects"), "--page", "0")]
+    done = subprocess.run(
+        [*map(os.fsencode, _command(bundle, folder)), *outputs],
+        capture_output=True,
+        timeout=60,
+        env={**_environment(), "LC_ALL": locale, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["name"] for line in done.stdout.decode("utf-8").splitlines()]
+    assert len(names) == 4
+    assert r"Gr\xf6\xdfe.png" in names
+    assert len(list((tmp_path / "rejects").iterdir())) == 8
+    assert not set(done.stdout + done.stderr) & {0x1B, 0x0D, 0x07}
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_a_wrong_call_unless_verdicts_go_to_a_file(
+    bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    closed = f"{shlex.join(_command(bundle, pictures))} >&-"
+    for options, code in (("", 2), (f" --jsonl {shlex.quote(str(tmp_path / 'v.jsonl'))}", 0)):
+        done = subprocess.run(
+            ["sh", "-c", closed + options], stderr=subprocess.PIPE, text=True, timeout=60, env=_environment()
+        )
+        assert done.returncode == code, done.stderr
+        assert ("add --jsonl" in done.stderr) == (code == 2)
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 5
+
+
 def test_missing_source(bundle: Path) -> None:
     result = run(bundle, "/dev/video97")
     assert result.returncode == 1
@@ -231,6 +360,31 @@ def test_signal_ends_the_run_with_whole_outputs(
     assert len(records) < 3000
     assert f"{len(records)} frames: 0 passed, {len(records)} rejected" in errors
     assert len(list((tmp_path / "rejects").glob("*.overlay.jpg"))) == len(records)
+
+
+def test_a_killed_run_leaves_whole_lines_and_pictures(bundle: Path, many: Path, tmp_path: Path) -> None:
+    verdicts, rejects, maps = tmp_path / "v.jsonl", tmp_path / "rejects", tmp_path / "maps"
+    outputs = ("--threshold", "0.1", "--jsonl", verdicts, "--rejects", rejects, "--maps", maps)
+    lines = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            _command(bundle, many, *outputs), stderr=subprocess.PIPE, text=True, env=_environment()
+        ) as process:
+            while not verdicts.exists() or verdicts.read_bytes().count(b"\n") < lines + 30:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.kill()
+        lines = verdicts.read_bytes().count(b"\n")
+    records = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    assert len({record["run"] for record in records}) == 3
+    for run_id in {record["run"] for record in records}:
+        frames = [record["frame"] for record in records if record["run"] == run_id]
+        assert frames == list(range(len(frames)))
+        assert len(frames) - 1 <= len(list(maps.glob(f"{run_id}_*.npy"))) <= len(frames)
+    for path in rejects.glob("*.*g"):
+        assert path.name.startswith(".") or cv2.imread(str(path)) is not None, path
+    for path in maps.glob("[!.]*.npy"):
+        assert np.load(path).shape == (16, 16)
 
 
 def test_live_page_while_it_runs(bundle: Path, many: Path) -> None:
@@ -352,3 +506,20 @@ def test_what_is_left_out_is_said_and_strict_refuses_it(bundle: Path, pictures: 
     strict = run(bundle, folder, "--strict")
     assert (strict.returncode, strict.stdout) == (1, "")
     assert "(1 .heic)" in strict.stderr.splitlines()[-1]
+
+
+def test_a_status_line_that_fails_is_gone_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = importlib.import_module("adedge.cli.run")
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(command, "console", terminal)
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(command, "_status", fail)
+    with command._status_line([], stdout_is_used=False) as watch:
+        for _ in range(3):
+            watch(Statistics())
+    assert capsys.readouterr().err.count("the status line failed") == 1

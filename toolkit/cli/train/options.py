@@ -13,6 +13,7 @@ import typer
 from adedge.bundle import check_creatable
 from adedge.console import note, progress, warn
 from adedge.errors import UsageError
+from adedge.escaping import command_line
 from adedge.progress import Progress
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _train(method: Method, dataset: Dataset, output: Path, options: TrainingOpti
         if checkpoint.is_dir():
             note(f"interrupted: the same command resumes from {checkpoint}; with --restart it starts over")
         raise
-    note(f"wrote {output}; next: adedge export {output}")
+    note(f"wrote {output}; next: {command_line('export', output)}")
 
 
 @contextmanager
