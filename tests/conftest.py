@@ -38,7 +38,8 @@ def pytest_configure() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note in the report which faults a test injects: .ci/reliability makes a table of them."""
-    item.user_properties += [("fault", marker.args[0]) for marker in item.iter_markers("fault")]
+    for marker in item.iter_markers("fault"):
+        item.user_properties += [("fault", marker.args[0]), *marker.kwargs.items()]
 
 
 HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"

@@ -102,6 +102,7 @@ def test_weights_are_read_from_their_offset(tmp_path: Path) -> None:
     refuse_external(loaded.SerializeToString(), "m.onnx")
 
 
+@pytest.mark.fault("a graph that keeps weights in other files")
 def test_weights_are_read_from_the_models_folder_only(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -146,6 +147,7 @@ def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> 
         load(tmp_path / "m.onnx")
 
 
+@pytest.mark.fault("something else in place of an ONNX file")
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -170,6 +172,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path, name: bytes) -> Non
         load(tmp_path / "m.onnx")
 
 
+@pytest.mark.fault("a pipe or a device in place of a file")
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(EngineError, match=r"m.onnx is not a regular file"):

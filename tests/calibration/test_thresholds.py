@@ -119,6 +119,7 @@ def test_an_outlier_among_the_pictures_does_not_draw_the_threshold_far_up() -> N
     assert 37 < conformal_threshold(scores, 0.05) <= 37 * 1.1
 
 
+@pytest.mark.fault("scores changed by the rounding of FP16")
 @pytest.mark.parametrize("rate", [0.1, 0.05, 0.01])
 @pytest.mark.parametrize("seed", range(20))
 def test_rounding_to_fp16_flips_no_verdict_on_scores_apart_from_the_threshold(rate: float, seed: int) -> None:
@@ -140,6 +141,7 @@ def test_rounding_to_fp16_flips_no_verdict_on_scores_apart_from_the_threshold(ra
 # --- scores that no threshold separates ------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a detector that clips its scores, or tells nothing apart")
 def test_scores_that_pile_up_at_one_are_refused_with_the_rate_that_lies_below() -> None:
     # 27 scores below 1, and 13 clipped to it.
     scores = np.minimum(np.linspace(0.2, 1.4, 40, dtype=np.float32), 1)
@@ -167,6 +169,7 @@ def test_scores_that_may_be_clipped_are_told_of() -> None:
     assert warning.startswith("1 of 40 held-out scores is the highest value 1: ")
 
 
+@pytest.mark.fault("a detector that clips its scores, or tells nothing apart")
 def test_a_detector_that_tells_nothing_apart_is_refused() -> None:
     with pytest.raises(DataError, match=r"all 40 held-out good pictures have the score 0\.25: the detector does not"):
         conformal_threshold(np.full(40, 0.25, np.float32), 0.05)

@@ -259,6 +259,7 @@ def test_a_batch_that_is_declared_but_not_needed_is_no_obstacle(tmp_path: Path, 
     assert detector_from_onnx(path, Description(), dataset).notes == ()
 
 
+@pytest.mark.fault("a graph that never ends")
 @pytest.mark.parametrize("counted", [True, False], ids=["10^12 iterations", "endless"])
 def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, counted: bool) -> None:
     info = helper.make_tensor_value_info
@@ -282,6 +283,7 @@ def test_a_loop_that_does_not_end_is_ended(tmp_path: Path, dataset: Dataset, cou
     assert threading.active_count() <= threads
 
 
+@pytest.mark.fault("a graph that never ends")
 def test_constants_that_take_too_long_to_compute_are_ended(tmp_path: Path, dataset: Dataset) -> None:
     """ONNX Runtime would compute them while it loads the graph, which nothing can interrupt."""
     products = [helper.make_node("MatMul", [f"c{n}", "c0"], [f"c{n + 1}"]) for n in range(200)]

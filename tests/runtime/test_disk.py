@@ -23,6 +23,7 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("the disk fills up with rejects and maps")
 def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path, small_files: None) -> None:
     create_whole(tmp_path / "fits", bytes(1000))
     with pytest.raises(OutputError, match="too large"):

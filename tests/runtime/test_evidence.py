@@ -72,6 +72,7 @@ def test_the_oldest_go_first_also_those_of_an_earlier_run(tmp_path: Path) -> Non
     assert 9 in numbers(tmp_path)
 
 
+@pytest.mark.fault("foreign files, links and folders among the evidence")
 def test_nothing_that_another_program_wrote_is_deleted(tmp_path: Path) -> None:
     stem = f"{RUNS[0]}_000000_part"
     foreign = [
@@ -96,6 +97,7 @@ def test_nothing_that_another_program_wrote_is_deleted(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*foreign, *kept}
 
 
+@pytest.mark.fault("the disk fills up with rejects and maps")
 def test_space_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = 2000  # bytes; what is free is what the folder's files leave
     other = 0
@@ -121,6 +123,7 @@ def test_space_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert numbers(tmp_path) == [7, 8, 10]
 
 
+@pytest.mark.fault("the disk fills up with rejects and maps")
 def test_a_disk_that_is_full_at_the_start_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, os.strerror(28))

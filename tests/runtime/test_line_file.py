@@ -40,6 +40,7 @@ def test_a_restart_appends(tmp_path: Path) -> None:
     assert path.read_bytes() == b"{}\n[]\n"
 
 
+@pytest.mark.fault("a line of verdicts torn by a power cut")
 @pytest.mark.parametrize(
     ("tail", "kept"),
     [
@@ -63,6 +64,7 @@ def test_a_partial_last_line_is_ended_or_cut_off(tmp_path: Path, before: bytes, 
     assert path.read_bytes() == before + kept + b'{"frame": 9}\n'
 
 
+@pytest.mark.fault("a line of verdicts torn by a power cut", tries=100)
 @given(st.integers(0, 200))
 def test_whole_lines_survive_a_cut_at_any_byte(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     lines = [json.dumps({"name": f"Größe {n}", "values": [n, {"a": "}\n{"}]}, ensure_ascii=False) for n in range(4)]
@@ -83,6 +85,7 @@ def test_a_cut_off_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "partial line of 7 bytes" in caplog.text
 
 
+@pytest.mark.fault("the disk is full while verdicts are written")
 def test_a_full_disk_leaves_whole_lines_and_the_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     file = LineFile(path)
@@ -125,6 +128,7 @@ def test_a_line_of_another_process_is_not_cut_off(tmp_path: Path) -> None:
     assert b"other\n" in path.read_bytes()
 
 
+@pytest.mark.fault("the disk is full while verdicts are written")
 def test_a_disk_that_is_full_at_the_start_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_stream_that_is_no_file_is_flushed() -> None:
     assert stream.buffer.getvalue() == "é\n".encode()  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault("nobody reads the verdicts on stdout")
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_is_named(
     pipe: tuple[int, TextIO], blocking: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -74,6 +75,7 @@ def test_a_reader_that_does_not_read_is_named(
     assert "stdout is read again" in caplog.text
 
 
+@pytest.mark.fault("nobody reads the verdicts on stdout")
 def test_a_reader_that_has_left_is_a_broken_pipe() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -81,6 +83,7 @@ def test_a_reader_that_has_left_is_a_broken_pipe() -> None:
         LineStream(stream).append(LINE)
 
 
+@pytest.mark.fault("the disk is full while verdicts are written")
 def test_a_full_disk_keeps_nothing_to_write_later() -> None:
     with Path("/dev/full").open("w") as stream:
         with pytest.raises(DiskFull, match="holds stdout is full"):

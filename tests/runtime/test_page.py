@@ -309,6 +309,7 @@ while True:
 """
 
 
+@pytest.mark.fault("400 idle and trickling clients of the live page", tries=400)
 def test_hundreds_of_slow_clients_cost_a_bounded_number_of_descriptors(
     serve: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +347,7 @@ def port_of(page: PageSink) -> int:
     return int(page.url.rsplit(":", 1)[1].strip("/"))
 
 
+@pytest.mark.fault("a client of the live page that sends or reads too slowly")
 def test_a_client_that_sends_byte_after_byte_is_cut_off(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "DEADLINE_S", 0.5)
     started = time.monotonic()
@@ -357,6 +359,7 @@ def test_a_client_that_sends_byte_after_byte_is_cut_off(serve: Page, monkeypatch
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.fault("a client of the live page that sends or reads too slowly")
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "DEADLINE_S", 0.3)
     ours, theirs = socket.socketpair()
@@ -366,6 +369,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
             stream.write(bytes(1 << 16))
 
 
+@pytest.mark.fault("an error of the operating system in the live page")
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
 def test_no_error_ends_the_acceptance_of_clients(
     serve: Page, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -384,6 +388,7 @@ def test_no_error_ends_the_acceptance_of_clients(
     assert next(failing, None) is None
 
 
+@pytest.mark.fault("an error of the operating system in the live page")
 def test_a_thread_that_cannot_be_started_keeps_no_place(serve: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     page = serve()
 
@@ -402,6 +407,7 @@ def broken(*arguments: Any, **options: Any) -> Any:
     raise ZeroDivisionError("a bug")
 
 
+@pytest.mark.fault("a bug, an encoder's error or an empty frame in the live page", tries=20)
 @pytest.mark.parametrize(
     "fault", ["annotate", "imencode", "refused", "empty", "record", "counts"], ids=lambda fault: str(fault)
 )
@@ -440,6 +446,7 @@ def test_what_fails_in_the_page_is_logged_once_and_does_not_reach_the_inspection
     assert "the inspection goes on" in warnings[0].getMessage()
 
 
+@pytest.mark.fault("pictures too long for JPEG, H.264 or VP8")
 @pytest.mark.parametrize("size", [(70_000, 8), (8, 70_000), (70_000, 2000), (1, 1)])
 def test_a_picture_too_long_for_jpeg_is_shrunk(serve: Page, size: tuple[int, int]) -> None:
     page = serve()
@@ -470,6 +477,7 @@ def test_the_machines_own_names_are_answered(serve: Page, host: str | None, path
     assert asked(serve(), host, path)[0] in (200, 204)
 
 
+@pytest.mark.fault("requests to the live page under a foreign name")
 @pytest.mark.parametrize(
     "host", ["evil.example:PORT", "localhost.evil.example", "10.1.2.3:PORT", "127.0.0.1.nip.io", "", "[", "[::1]:PORT"]
 )

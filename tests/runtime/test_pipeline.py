@@ -418,6 +418,7 @@ class HangingSource(LiveSource):
         """Does not end the wait: the driver hangs."""
 
 
+@pytest.mark.fault("a camera driver that hangs inside a read")
 @pytest.mark.parametrize("given", [0, 3], ids=["never delivered", "hangs later"])
 def test_a_driver_that_hangs_is_noticed_and_its_return_too(given: int) -> None:
     source, sink = HangingSource(noise(given)), LoggingSink()
@@ -435,6 +436,7 @@ def test_a_driver_that_hangs_is_noticed_and_its_return_too(given: int) -> None:
     assert sink.order.index("camera_fault silent") == given
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_silent_camera_among_others_is_noticed_while_they_go_on() -> None:
     silent, sinks = HangingSource([]), [LoggingSink(), LoggingSink()]
     stop = threading.Event()
@@ -455,6 +457,7 @@ def test_a_silent_camera_among_others_is_noticed_while_they_go_on() -> None:
     assert sinks[1].events == []
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_silent_camera_stops_the_run_if_it_shall() -> None:
     source, sink = HangingSource(noise(2)), LoggingSink()
     threading.Timer(5, source.released.set).start()
@@ -467,6 +470,7 @@ def test_a_silent_camera_stops_the_run_if_it_shall() -> None:
     source.released.set()
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 @pytest.mark.parametrize(("policy", "anomalous"), [("warn", [False] * 4), ("reject", [False, False, True, False])])
 def test_a_covered_camera(policy: str, anomalous: list[bool]) -> None:
     images = noise(4)
@@ -487,6 +491,7 @@ def test_a_covered_camera(policy: str, anomalous: list[bool]) -> None:
     ]
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_covered_camera_stops_the_run_before_its_frame_is_judged() -> None:
     images = noise(4)
     images[2] = np.zeros((16, 16), np.uint8)

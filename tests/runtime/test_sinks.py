@@ -208,6 +208,7 @@ def test_maps_are_kept_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / f"{RUN}_000004_part_4.npy"), MAP)
 
 
+@pytest.mark.fault("frame rates such as 0, nan, infinity and 90000")
 @pytest.mark.parametrize(
     ("stated", "written"),
     [
@@ -253,6 +254,7 @@ def test_an_existing_video_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert f"this run's video is line.{RUN}.avi" in caplog.text
 
 
+@pytest.mark.fault("pictures too long for JPEG, H.264 or VP8")
 @pytest.mark.parametrize("shape", [(70_000, 3), (40, 70_000), (70_000, 40)])
 def test_a_picture_too_long_for_its_format_is_scaled_down(tmp_path: Path, shape: tuple[int, int]) -> None:
     long = frame(0, np.full((*shape, 3), 90, np.uint8))
@@ -268,6 +270,7 @@ def test_a_picture_too_long_for_its_format_is_scaled_down(tmp_path: Path, shape:
     assert cv2.VideoCapture(str(tmp_path / "line.webm")).grab()
 
 
+@pytest.mark.fault("the disk fills up with rejects and maps")
 def test_half_a_map_is_never_left(tmp_path: Path) -> None:
     sink = MapsSink(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -320,6 +323,7 @@ class Failing(ListSink):
         raise self._error
 
 
+@pytest.mark.fault("an overlay, video, map or page that fails during a run")
 @pytest.mark.parametrize(
     ("error", "text"),
     [

@@ -52,6 +52,7 @@ def test_a_camera_with_noise_has_no_fault(clock: Clock) -> None:
     assert taken(dog) == []
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_silence_begins_after_the_timeout_and_ends_with_a_frame(clock: Clock) -> None:
     dog = Watchdog("line", timeout_s=2, camera=3)
     give(dog, noise(0))
@@ -71,6 +72,7 @@ def test_silence_begins_after_the_timeout_and_ends_with_a_frame(clock: Clock) ->
     assert taken(dog) == [("camera_recovered", "silent", 7.1)]
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_camera_that_never_delivered_is_silent_from_the_start(clock: Clock) -> None:
     dog = Watchdog("line", timeout_s=2)
     clock.now += 2
@@ -96,6 +98,7 @@ def test_a_camera_that_waits_for_the_inspector_is_not_silent(clock: Clock) -> No
     assert dog.check()
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_the_same_picture_again_and_again_is_a_frozen_camera(clock: Clock) -> None:
     dog = Watchdog("line", timeout_s=2)
     faults = []
@@ -115,6 +118,7 @@ def test_a_picture_that_is_repeated_a_few_times_is_none(clock: Clock) -> None:
     assert taken(dog) == []
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 @pytest.mark.parametrize("shape", [(1080, 1920, 3), (48, 64), (48, 64, 1), (16, 16, 3), (1, 1, 3), (3000, 4000)])
 @pytest.mark.parametrize("level", [0, 16, 255])
 def test_a_picture_without_content_is_constant(shape: tuple[int, ...], level: int) -> None:
@@ -122,6 +126,7 @@ def test_a_picture_without_content_is_constant(shape: tuple[int, ...], level: in
     assert give(dog, np.full(shape, level, np.uint8)).fault == "constant"
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_covered_sensor_has_noise_and_is_constant_all_the_same() -> None:
     rng = np.random.default_rng(3)
     dark = np.clip(rng.normal(1.0, 1.2, (480, 640, 3)), 0, 255).astype(np.uint8)
@@ -149,6 +154,7 @@ def test_of_nv12_the_luma_counts() -> None:
     assert give(Watchdog("line", timeout_s=2), image, nv12=True).fault is None
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_another_size_is_a_fault_until_the_first_returns(clock: Clock) -> None:
     dog = Watchdog("line", timeout_s=2)
     sizes = [(48, 64, 3), (24, 32, 3), (24, 32, 3), (48, 64, 3)]

@@ -30,6 +30,7 @@ def test_ordinary_objects_are_read_as_json_reads_them(value: dict[str, object], 
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode(), "a.json", BundleError) == value
 
 
+@pytest.mark.fault("hostile JSON")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -84,6 +85,7 @@ def test_depth_and_size_have_limits_that_can_be_raised(monkeypatch: pytest.Monke
     assert len(parse_json(large, "a.json", BundleError)["a"]) == 64 << 20
 
 
+@pytest.mark.fault("hostile JSON", tries=500)
 @settings(max_examples=500)
 @given(data=st.binary() | st.text(st.sampled_from('{}[]",:0123456789.eE+-tfn \\uau\n')).map(str.encode))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:

@@ -96,6 +96,7 @@ PLACES: dict[str, Callable[[TensorProto], ModelProto]] = {
 }
 
 
+@pytest.mark.fault("a graph that keeps weights in other files")
 @pytest.mark.parametrize("place", PLACES)
 def test_external_weights_are_found_wherever_a_tensor_may_be(place: str) -> None:
     refuse_external(PLACES[place](inside(external())).SerializeToString(), "m.onnx")
@@ -152,6 +153,7 @@ def test_what_is_not_onnx_is_refused(data: bytes) -> None:
         refuse_external(data, "m.onnx")
 
 
+@pytest.mark.fault("a graph that keeps weights in other files", tries=300)
 @settings(max_examples=300, deadline=None)
 @given(place=st.sampled_from(sorted(PLACES)), flips=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 7))))
 def test_no_damaged_graph_hides_external_weights_from_it(place: str, flips: list[tuple[int, int]]) -> None:

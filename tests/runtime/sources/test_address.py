@@ -38,6 +38,7 @@ FORMS = (
 )
 
 
+@pytest.mark.fault("odd passwords in the address of a camera", tries=100)
 @given(st.sampled_from(FORMS), SECRETS)
 def test_nothing_of_a_password_is_shown(form: str, secret: str) -> None:
     assume("{}" not in secret)
@@ -67,6 +68,7 @@ def test_scheme_host_and_port_are_shown(address: str, seen: str) -> None:
     assert shown(address) == seen
 
 
+@pytest.mark.fault("odd passwords in the address of a camera", tries=100)
 @given(st.sampled_from(FORMS), SECRETS)
 def test_no_error_of_a_source_shows_a_password(form: str, secret: str) -> None:
     assume("{}" not in secret)

@@ -56,6 +56,7 @@ def test_any_bytes_are_read_without_an_error(tmp_path: Path, content: bytes) -> 
     assert not read_container(path).counted
 
 
+@pytest.mark.fault("one byte changed in the index of a video", tries=300)
 def test_damage_anywhere_in_the_index_is_no_error(tmp_path: Path, write_video: WriteVideo) -> None:
     path = write_video(tmp_path / "a.mp4", frames=3)
     whole = path.read_bytes()

@@ -158,6 +158,7 @@ def shifts(frames: list[Frame]) -> list[int]:
     ]
 
 
+@pytest.mark.fault("damaged packets anywhere in a video")
 def test_frames_after_a_damaged_packet_are_given_under_their_own_numbers(
     tmp_path: Path, write_video: WriteVideo
 ) -> None:
@@ -179,6 +180,7 @@ def test_frames_after_a_damaged_packet_are_given_under_their_own_numbers(
     assert f"{source.skipped} frame(s) from {before} on cannot be decoded" in notice
 
 
+@pytest.mark.fault("damaged packets anywhere in a video")
 def test_damage_that_hides_how_many_frames_it_took_is_counted_all_the_same(
     tmp_path: Path, write_video: WriteVideo
 ) -> None:
@@ -191,6 +193,7 @@ def test_damage_that_hides_how_many_frames_it_took_is_counted_all_the_same(
     assert f"{source.skipped} of 30 frames cannot be decoded" in notices[-1]
 
 
+@pytest.mark.fault("damaged packets anywhere in a video")
 def test_the_last_packets_are_damaged(tmp_path: Path, write_video: WriteVideo) -> None:
     path = write_video(tmp_path / "a.mp4")
     data = path.read_bytes()
@@ -200,6 +203,7 @@ def test_the_last_packets_are_damaged(tmp_path: Path, write_video: WriteVideo) -
     assert 0 < 30 - len(list(source)) == source.skipped
 
 
+@pytest.mark.fault("damaged packets anywhere in a video")
 @pytest.mark.parametrize("suffix", [".avi", ".mp4"])
 def test_strict_refuses_a_damaged_packet(tmp_path: Path, write_video: WriteVideo, suffix: str) -> None:
     path = write_video(tmp_path / f"a{suffix}")
@@ -236,6 +240,7 @@ def test_an_estimated_count_is_not_called_damage(tmp_path: Path, write_video: Wr
     assert "damaged" not in notice
 
 
+@pytest.mark.fault("damaged packets anywhere in a video", tries=25)
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv"])
 def test_no_frame_is_lost_in_silence(tmp_path: Path, write_video: WriteVideo, suffix: str) -> None:
     """Damage anywhere: each frame is given, counted as skipped, or at least said to be missing."""
@@ -263,6 +268,7 @@ def test_no_frame_is_lost_in_silence(tmp_path: Path, write_video: WriteVideo, su
             assert len(numbers) + source.skipped == 30
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_what_a_folder_holds_besides_is_said_and_counted(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -287,6 +293,7 @@ def test_strict_accepts_thumbnails_of_a_nas(folder: Path) -> None:
     assert len(list(open_source(str(folder), strict=True))) == 3
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_a_broken_link_to_a_folder_is_named_and_refused_by_strict(folder: Path) -> None:
     (folder / "line1").symlink_to("/mnt/is-not-mounted")
     notices: list[str] = []
@@ -302,6 +309,7 @@ def test_a_jpeg_without_suffix_is_a_picture(folder: Path) -> None:
     assert (frame.name, int(frame.image[0, 0, 0])) == ("upload", 9)
 
 
+@pytest.mark.fault("a pipe or a device in place of a file")
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(SourceError, match="none of the 1 picture"):

@@ -119,6 +119,7 @@ class Damaged(Camera):
         return (False, None) if self._damaged[self._place] else super().retrieve()  # type: ignore[return-value]
 
 
+@pytest.mark.fault("frames of a camera that cannot be decoded")
 @pytest.mark.parametrize("in_grab", [True, False], ids=["grab", "retrieve"])
 def test_frames_that_cannot_be_decoded_are_skipped_and_counted(in_grab: bool) -> None:
     source = live(Damaged([False, True, False, *[True] * (LOST_AFTER - 1), False], in_grab=in_grab))
@@ -131,6 +132,7 @@ def test_frames_that_cannot_be_decoded_are_skipped_and_counted(in_grab: bool) ->
     assert source.skipped == LOST_AFTER, "what follows the last frame was no frame"
 
 
+@pytest.mark.fault("frames of a camera that cannot be decoded")
 def test_a_camera_that_delivers_nothing_but_damaged_frames_is_lost() -> None:
     source = live(Damaged([False, *[True] * 100], in_grab=False))
     source.open()
@@ -156,6 +158,7 @@ def test_a_read_that_timed_out_is_not_repeated(monkeypatch: pytest.MonkeyPatch) 
     assert len(grabs) == 1
 
 
+@pytest.mark.fault("a camera that comes late, or never")
 def test_a_camera_that_is_not_there_yet_is_waited_for() -> None:
     notices: list[str] = []
     source = live(None, None, Camera(2), reconnect_s=5, notices=notices)
@@ -168,6 +171,7 @@ def test_a_camera_that_is_not_there_yet_is_waited_for() -> None:
     source.close()
 
 
+@pytest.mark.fault("a camera that comes late, or never")
 def test_the_wait_for_a_camera_that_never_comes_is_bounded() -> None:
     source = live(reconnect_s=0.3)
     source.open()

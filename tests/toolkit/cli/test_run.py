@@ -231,6 +231,7 @@ def test_a_size_or_an_age_that_is_none_is_a_wrong_call(
     assert message in result.stderr
 
 
+@pytest.mark.fault("the disk fills up with rejects and maps")
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 def test_the_inspection_outlives_its_evidence(bundle: Path, pictures: Path, tmp_path: Path, strict: bool) -> None:
     outputs = ("--rejects", tmp_path / "rejects", "--maps", tmp_path / "maps", "--video", tmp_path / "v.avi")
@@ -243,6 +244,7 @@ def test_the_inspection_outlives_its_evidence(bundle: Path, pictures: Path, tmp_
     assert result.stderr.count("--keep-free") == 2  # once for rejects, once for maps
 
 
+@pytest.mark.fault("the disk is full while verdicts are written")
 @pytest.mark.parametrize("place", ["jsonl", "stdout"])
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 def test_lost_verdicts_fail_the_run_but_do_not_end_it(bundle: Path, pictures: Path, place: str, strict: bool) -> None:
@@ -264,6 +266,7 @@ def test_lost_verdicts_fail_the_run_but_do_not_end_it(bundle: Path, pictures: Pa
     assert "Exception ignored" not in result.stderr
 
 
+@pytest.mark.fault("file names and consoles that are not UTF-8")
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1", "C.UTF-8"])
 @pytest.mark.parametrize("encoding", ["", "iso-8859-1", "ascii", "utf-8:strict"])
 def test_every_file_name_is_judged_in_every_locale(
@@ -342,6 +345,7 @@ def many(pictures: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.fault("a run is ended by a signal")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"])
 def test_signal_ends_the_run_with_whole_outputs(
     bundle: Path, many: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -362,6 +366,7 @@ def test_signal_ends_the_run_with_whole_outputs(
     assert len(list((tmp_path / "rejects").glob("*.overlay.jpg"))) == len(records)
 
 
+@pytest.mark.fault("a run is killed with SIGKILL")
 def test_a_killed_run_leaves_whole_lines_and_pictures(bundle: Path, many: Path, tmp_path: Path) -> None:
     verdicts, rejects, maps = tmp_path / "v.jsonl", tmp_path / "rejects", tmp_path / "maps"
     outputs = ("--threshold", "0.1", "--jsonl", verdicts, "--rejects", rejects, "--maps", maps)

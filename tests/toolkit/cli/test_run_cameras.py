@@ -137,6 +137,7 @@ def test_runs_on_a_camera_with_a_password(
     assert "QzX" not in text
 
 
+@pytest.mark.fault("odd passwords in the address of a camera", tries=25)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     password=PASSWORDS,
@@ -237,6 +238,7 @@ def events(result: Result) -> list[tuple[str, str]]:
     return [(record["event"], record["fault"]) for record in records if "event" in record]
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_silent_camera_is_an_event_among_the_verdicts_and_so_is_its_return(
     invoke: Invoke, grey_bundle: Path, camera: Camera
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_silent_camera_is_an_event_among_the_verdicts_and_so_is_its_return(
     assert max(state["seconds_ago"] for state in states) > 0.5
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_frozen_camera_is_rejected(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
     still = camera.noise()
     camera.picture = lambda: still
@@ -273,6 +276,7 @@ def test_a_frozen_camera_is_rejected(invoke: Invoke, grey_bundle: Path, camera: 
     assert events(result) == [("camera_fault", "frozen")]
 
 
+@pytest.mark.fault("a camera that is silent, frozen, covered or changes its size")
 def test_a_covered_camera_stops_the_run(invoke: Invoke, grey_bundle: Path, camera: Camera) -> None:
     camera.picture = lambda: np.zeros((48, 64, 3), np.uint8)
     result, _ = outputs(invoke, grey_bundle, f"http://{camera.host}/", "--on-camera-fault", "stop")

@@ -78,6 +78,7 @@ def test_a_folder_of_other_kinds_alone_says_which(tmp_path: Path) -> None:
         find_pictures(tmp_path)
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
     picture(tmp_path / "nas/b.png")
     picture(tmp_path / "parts/a.png")
@@ -95,6 +96,7 @@ def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
     assert [text.split(" (")[0] for text in found.left_out.unreadable] == [str(tmp_path / "parts/line1/self")]
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     """An unmounted NAS: without its pictures, a detector would be trained on half of the data."""
     picture(tmp_path / "a.png")
@@ -103,6 +105,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.fault("folders that may not be read")
 def test_a_folder_that_may_not_be_read_is_named_and_an_error_in_training(open_path: Path) -> None:
     picture(open_path / "a.png")
     picture(open_path / "secret/b.png")
@@ -115,6 +118,7 @@ def test_a_folder_that_may_not_be_read_is_named_and_an_error_in_training(open_pa
             load_dataset(str(open_path))
 
 
+@pytest.mark.fault("folders that may not be read")
 def test_a_kind_of_a_layout_that_may_not_be_read_is_an_error(open_path: Path) -> None:
     picture(open_path / "train/good/a.png")
     picture(open_path / "test/crack/b.png", 9)
@@ -123,6 +127,7 @@ def test_a_kind_of_a_layout_that_may_not_be_read_is_an_error(open_path: Path) ->
         load_dataset(str(open_path))
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_kinds_that_are_not_read_are_counted_by_suffix(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     for name in ("IMG_1.HEIC", "IMG_2.heic", "x.avif", "y.gif", "z.cr2", "clip.mp4", "motion.mjpg"):
@@ -157,6 +162,7 @@ def test_jpeg_2000_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.read(), np.full((12, 10, 1), 7, np.uint8))
 
 
+@pytest.mark.fault("pictures of other kinds, thumbnails and broken links in a folder")
 def test_thumbnails_and_system_files_are_left_out_and_counted(tmp_path: Path) -> None:
     picture(tmp_path / "train/good/a.png")
     picture(tmp_path / "test/good/b.png", 8)

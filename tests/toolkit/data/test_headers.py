@@ -82,6 +82,7 @@ def png_bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+@pytest.mark.fault("small picture files that decode to gigabytes", tries=2)
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     """Decoded, these pixels are 768 MB."""
     (tmp_path / "bomb.png").write_bytes(png_bomb(16_000))
@@ -106,6 +107,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
     assert int(peak_kib) < 400_000
 
 
+@pytest.mark.fault("small picture files that decode to gigabytes")
 @pytest.mark.parametrize("name", ["png", "jpeg", "bmp", "tiff", "tiff-big", "webp-lossless", "ppm", "jp2"])
 def test_every_format_claiming_many_pixels_is_refused(name: str) -> None:
     data = FILES[name]
@@ -149,6 +151,7 @@ def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode_picture(data, "x").shape == (15_000, 14_000, 1)
 
 
+@pytest.mark.fault("a pipe or a device in place of a file", tries=4)
 def test_a_pipe_a_device_and_a_huge_file_are_no_pictures(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with (tmp_path / "huge.png").open("wb") as stream:
@@ -179,6 +182,7 @@ def test_files_are_read_whatever_their_suffix(tmp_path: Path, name: str) -> None
             assert read_picture(path).shape[:2] == (23, 37)
 
 
+@pytest.mark.fault("pictures cut off at any length")
 @pytest.mark.parametrize("name", FILES)
 def test_a_cut_file_is_refused_wherever_it_is_cut(name: str) -> None:
     data = FILES[name]
@@ -239,6 +243,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.fault("pictures with changed bytes", tries=500)
 @settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(mutated())
 def test_a_damaged_file_is_a_picture_of_its_headers_size_or_an_error(data: bytes) -> None:

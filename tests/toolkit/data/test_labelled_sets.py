@@ -102,6 +102,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path, name: str, damage: object, 
         load_dataset("mnist:3", root=tmp_path)
 
 
+@pytest.mark.fault("archives that are bombs, cut off or unsafe")
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:100] + b"\xff" * 50 + data[150:]])
 def test_damaged_gzip_files_are_named(tmp_path: Path, damage: object) -> None:
     write_idx_set(tmp_path / "mnist", zipped=True)
@@ -229,6 +230,7 @@ def member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> tuple[tarfi
     return info, data
 
 
+@pytest.mark.fault("archives that are bombs, cut off or unsafe")
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize(
     ("archive", "sentence"),
@@ -252,6 +254,7 @@ def test_archives_that_are_not_as_published_are_refused(tmp_path: Path, archive:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("archives that are bombs, cut off or unsafe")
 @pytest.mark.usefixtures("small_limits")
 def test_an_idx_file_that_grows_is_refused(tmp_path: Path) -> None:
     write_idx_set(tmp_path / "mnist", zipped=True)

@@ -114,6 +114,7 @@ def test_a_mask_is_found_under_its_common_names(layout: Path, name: str) -> None
     assert (mask != BLOCKS).sum() <= 0.03 * BLOCKS.sum()
 
 
+@pytest.mark.fault("masks that are orphaned, double, missing or of another size")
 @pytest.mark.parametrize("orphan", ["001.png", "001_mask.png", "sub/000.png", "001/0.png"])
 def test_a_mask_without_a_picture_is_refused_by_name(layout: Path, orphan: str) -> None:
     written(layout / "ground_truth/crack/000.png", BLOCKS.astype(np.uint8))
@@ -122,6 +123,7 @@ def test_a_mask_without_a_picture_is_refused_by_name(layout: Path, orphan: str) 
         load_dataset(str(layout))
 
 
+@pytest.mark.fault("masks that are orphaned, double, missing or of another size")
 def test_two_masks_of_one_picture_are_refused(layout: Path) -> None:
     written(layout / "ground_truth/crack/000.png", BLOCKS.astype(np.uint8))
     written(layout / "ground_truth/crack/000_mask.png", BLOCKS.astype(np.uint8))
@@ -129,6 +131,7 @@ def test_two_masks_of_one_picture_are_refused(layout: Path) -> None:
         load_dataset(str(layout))
 
 
+@pytest.mark.fault("masks that are orphaned, double, missing or of another size")
 def test_a_picture_without_a_mask_is_refused_if_others_have_one(layout: Path) -> None:
     written(layout / "test/crack/001.png", np.full((96, 96), 2, np.uint8))
     written(layout / "ground_truth/crack/000.png", BLOCKS.astype(np.uint8))
@@ -136,6 +139,7 @@ def test_a_picture_without_a_mask_is_refused_if_others_have_one(layout: Path) ->
         load_dataset(str(layout))
 
 
+@pytest.mark.fault("masks that are orphaned, double, missing or of another size")
 def test_a_mask_of_another_size_is_refused(layout: Path) -> None:
     written(layout / "ground_truth/crack/000.png", BLOCKS[:90].astype(np.uint8))
     with pytest.raises(DataError, match=r"ground_truth/crack/000\.png has 96 × 90 pixels and its picture .* 96 × 96"):
