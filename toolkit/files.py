@@ -107,8 +107,7 @@ def _part_of(path: Path) -> Iterator[Path]:
     try:
         yield part
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         with suppress(OSError):
             part.unlink()
