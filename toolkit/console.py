@@ -13,7 +13,7 @@ from rich.progress import Progress as ProgressBar
 from adedge.progress import Progress
 
 console = Console(stderr=True, highlight=False, emoji=False)  # else Rich draws ":brick:" in a source as an emoji
-output = Console(highlight=False, emoji=False)
+output = Console(highlight=False, emoji=False, markup=False)  # tables show names of others, such as "[/b]"
 
 
 @contextmanager
