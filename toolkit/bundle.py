@@ -138,7 +138,8 @@ class Bundle:
                 raise BundleError(f"{problems[0]}{more}")
             draft = Draft(self.path, staging.new, self.manifest)
             with _disk_errors(self.path):
-                shutil.copymode(real, staging.new)
+                with suppress(OSError):  # on a file system without permissions
+                    shutil.copymode(real, staging.new)
                 for name in self.manifest.files:
                     _link(real / name, staging.new / name)
             yield draft
@@ -408,8 +409,8 @@ def _disk_error(path: Path, error: OSError) -> BundleError:
 def _reason(path: Path, error: OSError) -> str:
     """The reason of an error, with the file if it is another one than ``path``."""
     reason = error.strerror or str(error)
-    other = error.filename is not None and os.fsdecode(error.filename) != str(path)
-    return f"{os.fsdecode(error.filename)}: {reason}" if other else reason
+    name = error.filename
+    return f"{name}: {reason}" if isinstance(name, str) and name != str(path) else reason
 
 
 def _real(path: Path) -> Path:

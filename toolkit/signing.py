@@ -183,12 +183,17 @@ def accept(bundle: Bundle, keys: Path, expect: str | None = None, *, state: Path
 def state_file() -> Path:
     """Where the newest accepted version of each product is remembered.
 
-    In $ADEDGE_STATE, $STATE_DIRECTORY (which systemd sets for a service with StateDirectory=), $XDG_STATE_HOME/adedge,
-    or ~/.local/state/adedge. Raises `UsageError` if none of these exists.
+    In $ADEDGE_STATE, the first directory of $STATE_DIRECTORY (which systemd sets for a service with StateDirectory=),
+    $XDG_STATE_HOME/adedge, or ~/.local/state/adedge. Raises `UsageError` if none of these exists.
     """
-    for variable, inner in (("ADEDGE_STATE", ""), ("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "adedge")):
-        if value := os.environ.get(variable):
-            return Path(value.split(":")[0]) / inner / "versions.json"
+    services = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    for folder, inner in (
+        (os.environ.get("ADEDGE_STATE"), ""),
+        (services, ""),
+        (os.environ.get("XDG_STATE_HOME"), "adedge"),
+    ):
+        if folder:
+            return Path(folder) / inner / "versions.json"
     try:
         return Path.home() / ".local" / "state" / "adedge" / "versions.json"
     except RuntimeError:

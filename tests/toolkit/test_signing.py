@@ -358,6 +358,8 @@ def test_where_the_state_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert state_file() == Path("/var/lib/adedge/versions.json")
     monkeypatch.setenv("ADEDGE_STATE", "/s")
     assert state_file() == Path("/s/versions.json")
+    monkeypatch.setenv("ADEDGE_STATE", "/mnt/a:b")  # one directory; only systemd's variable may hold several
+    assert state_file() == Path("/mnt/a:b/versions.json")
 
 
 def test_expecting_a_product_without_a_key_is_a_wrong_call(bundle: Bundle) -> None:
