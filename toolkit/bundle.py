@@ -390,19 +390,26 @@ def _disk_errors(path: Path) -> Iterator[None]:
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_WAYS_OUT = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), ": get write permission for it and for the folder that holds it"
+    ),
+    errno.ENAMETOOLONG: ": choose a shorter name",
+    errno.EIO: ": check the disk",
+}
+
+
 def _disk_error(path: Path, error: OSError) -> BundleError:
     reason = _reason(path, error)
     if error.errno in _DISK_FULL:
         what = f"the disk that holds {path} is full: free some space"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        what = f"{path} cannot be written ({reason}): get write permission for it and for the folder that holds it"
     elif error.errno in (errno.EBUSY, errno.EXDEV):
         what = (
             f"{path} cannot be replaced, because it is a mount point or part of a container's image ({reason}): mount "
             "the folder that holds it, or make a copy (cp -r) and use that"
         )
     else:
-        what = f"{path} cannot be written ({reason})"
+        what = f"{path} cannot be written ({reason}){_WAYS_OUT.get(error.errno or 0, '')}"
     return BundleError(f"{what}; the bundle is unchanged")
 
 
