@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 
 from adedge.errors import BundleError, UsageError
 from adedge.files import flush_file, make_directories, write_flushed
-from adedge.limits import JSON_BYTES, MEMBER_BYTES, check, read_file
+from adedge.limits import JSON_BYTES, MEMBER_BYTES, SIGNATURE_BYTES, Limit, check, read_file
 from adedge.manifest import MANIFEST, RESERVED, SIGNATURE, FileRecord, Manifest, check_name
 from adedge.staging import Staging, recover, stage
 
@@ -138,13 +138,12 @@ class Bundle:
                 raise BundleError(f"{problems[0]}{more}")
             draft = Draft(self.path, staging.new, self.manifest)
             with _disk_errors(self.path):
-                with suppress(OSError):  # on a file system without permissions
-                    shutil.copymode(real, staging.new)
                 for name in self.manifest.files:
                     _link(real / name, staging.new / name)
             yield draft
             with _disk_errors(self.path):
                 draft._finish(sign)
+                _keep_owner(real, staging.new)
                 staging.publish()
 
     def _record(self, name: str) -> FileRecord:
@@ -335,9 +334,9 @@ _REMEDY: Mapping[str, str] = {
 }
 
 
-def _read_if_present(path: Path) -> bytes | None:
+def _read_if_present(path: Path, limit: Limit = JSON_BYTES) -> bytes | None:
     try:
-        return read_file(path, JSON_BYTES, BundleError)
+        return read_file(path, limit, BundleError)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -429,9 +428,19 @@ def _read_pair(path: Path) -> tuple[bytes | None, bytes | None]:
     """bundle.json and bundle.sig, both of the same state of the bundle."""
     while True:
         before = path.stat()
-        pair = _read_if_present(path / MANIFEST), _read_if_present(path / SIGNATURE)
+        pair = _read_if_present(path / MANIFEST), _read_if_present(path / SIGNATURE, SIGNATURE_BYTES)
         if os.path.samestat(before, path.stat()):  # else an edit has replaced the directory in between
             return pair
+
+
+def _keep_owner(old: Path, new: Path) -> None:
+    """Give ``new`` the permissions of ``old``, and its owner too if root has made it (in a container, say)."""
+    status = old.stat()
+    with suppress(OSError):  # on a file system without permissions or owners
+        shutil.copymode(old, new)
+        if os.geteuid() == 0 and status.st_uid != 0:
+            for path in (new, *new.rglob("*")):
+                os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _link(source: Path, target: Path) -> None:

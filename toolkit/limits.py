@@ -31,6 +31,7 @@ PICTURE_PIXELS = Limit(200_000_000, "megapixels", 1_000_000)
 JSON_BYTES = Limit(64 << 20, "MB", 1 << 20)
 JSON_DEPTH = Limit(100, "levels")
 ARCHIVE_BYTES = Limit(8 << 30, "GB", 1 << 30)  # of all its files together, decompressed
+SIGNATURE_BYTES = Limit(1 << 20, "MB", 1 << 20)  # each of many valid signatures would be checked
 MEMBER_BYTES = Limit(16 << 30, "GB", 1 << 30)  # of one file in a bundle
 GRAPH_BYTES = Limit(2 << 30, "GB", 1 << 30)  # ONNX's own limit without external data
 

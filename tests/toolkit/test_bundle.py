@@ -15,6 +15,7 @@ import pytest
 from adedge import bundle as bundle_module
 from adedge.bundle import Bundle, create
 from adedge.errors import BundleError
+from adedge.limits import Limit
 from adedge.manifest import MANIFEST, Manifest, Provenance
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
@@ -459,8 +460,8 @@ def test_a_reader_sees_manifest_and_signature_of_one_state(bundle: Bundle, monke
     """The bundle is signed anew between the reading of bundle.json and of bundle.sig."""
     read, edits = bundle_module._read_if_present, iter([b"first", b"second"])
 
-    def read_and_edit(path: Path) -> bytes | None:
-        data = read(path)
+    def read_and_edit(path: Path, *limit: Limit) -> bytes | None:
+        data = read(path, *limit)
         if path.name == MANIFEST and (signature := next(edits, None)):
             monkeypatch.setattr(bundle_module, "_read_if_present", read)
             with Bundle.open(bundle.path).edit(sign=lambda data: signature + data) as draft:

@@ -546,3 +546,13 @@ def test_signing_hashes_every_file_once(bundle: Bundle, key: Path, monkeypatch: 
     monkeypatch.setattr(Bundle, "check", record)
     sign(bundle, key)
     assert sorted(checked) == sorted(bundle.manifest.files)
+
+
+def test_a_file_of_endless_signatures_is_refused(bundle: Bundle, key: Path) -> None:
+    signed, _ = sign(bundle, key)
+    assert signed.signature is not None
+    (bundle.path / SIGNATURE).write_bytes(
+        altered(signed.signature, lambda record: record.update(signatures=record["signatures"] * 10_000))
+    )
+    with pytest.raises(BundleError, match=r"bundle\.sig has .* MB, and at most 1 are accepted"):
+        Bundle.open(bundle.path)

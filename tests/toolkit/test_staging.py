@@ -446,3 +446,14 @@ def test_the_permissions_of_a_bundle_outlive_an_edit(tmp_path: Path) -> None:
     path.chmod(0o700)
     edit(path)
     assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_bundle_that_root_edits_stays_its_owners(shared: Path) -> None:
+    """On a Jetson, commands run as root in a container, on a bundle of the user who has mounted it."""
+    path = shared / "part.adedge"
+    assert as_nobody(lambda: write(path, "old")) == ""
+    with Bundle.open(path).edit() as draft:
+        draft.write("engines/tensorrt-fp16/engine.plan", "by root")
+    assert {one.stat().st_uid for one in (path, *path.rglob("*"))} == {65534}
+    assert as_nobody(lambda: edit(path)) == ""
+    assert [one.name for one in shared.iterdir()] == [path.name]
