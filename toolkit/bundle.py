@@ -268,7 +268,8 @@ class Draft:
         signature = None if sign is None else sign(data)
         if signature is not None:
             write_flushed(self._directory / SIGNATURE, signature)
-        self._bundle = Bundle(self._path, self.manifest, data, signature)
+        # Parsed, so that it is in every way the bundle that `Bundle.open` gives from now on.
+        self._bundle = Bundle(self._path, Manifest.parse(data, MANIFEST), data, signature)
 
 
 @contextmanager

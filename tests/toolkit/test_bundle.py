@@ -231,6 +231,14 @@ def test_the_current_folder_may_be_the_bundle(bundle: Bundle, tmp_path: Path, mo
         pass
 
 
+def test_the_bundle_that_an_edit_gives_is_the_one_that_is_opened_later_in_the_same_order(bundle: Bundle) -> None:
+    threshold = {"value": 0.5, "false_alarm_rate": 0.01, "pictures": 100, "data_digest": ""}
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={"pytorch/fp32": threshold, "onnxruntime/fp32": threshold})
+    assert list(draft.bundle.manifest.thresholds) == list(Bundle.open(bundle.path).manifest.thresholds)
+    assert draft.bundle == Bundle.open(bundle.path)
+
+
 def test_an_edit_gives_the_new_bundle(bundle: Bundle) -> None:
     with bundle.edit() as draft:
         draft.write("golden.npz", b"golden")
