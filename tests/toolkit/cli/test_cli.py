@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,3 +77,19 @@ def test_a_reader_that_leaves_is_no_error(bundle: Path) -> None:
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+@pytest.mark.fault("Ctrl-C or SIGTERM while a command starts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_commands_are_loaded_ends_without_a_word(number: signal.Signals) -> None:
+    script = (
+        "import importlib, os, signal, sys\n"
+        "from adedge.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "importlib.import_module = lambda name: os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(int(number))], check=False, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (-number, "", "")
