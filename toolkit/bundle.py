@@ -26,7 +26,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,7 +34,7 @@ from typing import Any, BinaryIO
 from adedge.errors import BundleError, UsageError
 from adedge.files import flush_file, make_directories, write_flushed
 from adedge.json_files import parse_json
-from adedge.limits import JSON_BYTES, read_file
+from adedge.limits import JSON_BYTES, MEMBER_BYTES, SIGNATURE_BYTES, Limit, check, read_file
 from adedge.manifest import MANIFEST, RESERVED, SIGNATURE, FileRecord, Manifest, check_name
 from adedge.staging import Staging, recover, stage
 
@@ -59,15 +59,17 @@ class Bundle:
         Raises `BundleError` if there is no bundle, or if bundle.json is damaged or has another schema version.
         """
         path = Path(path)
-        recover(path.resolve())
-        if not path.is_dir():
-            what = "is a file" if path.exists() else "does not exist"
-            raise BundleError(f"{path} {what}: give the directory that 'adedge train' wrote")
-        data = _read_if_present(path / MANIFEST)
+        try:
+            recover(_real(path))
+            if not path.is_dir():
+                what = "is a file" if path.exists() else "does not exist"
+                raise BundleError(f"{path} {what}: give the directory that 'adedge train' wrote")
+            data, signature = _read_pair(path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be opened ({_reason(path, error)})") from error
         if data is None:
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
-        manifest = Manifest.parse(data, str(path / MANIFEST))
-        return Bundle(path, manifest, data, _read_if_present(path / SIGNATURE))
+        return Bundle(path, Manifest.parse(data, str(path / MANIFEST)), data, signature)
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists this file."""
@@ -82,7 +84,7 @@ class Bundle:
         with self._open(name) as stream:
             data = stream.read(record.bytes)
         if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise BundleError(self._changed_message(name))
+            raise self._changed(name)
         return data
 
     def check(self, name: str) -> None:
@@ -90,7 +92,7 @@ class Bundle:
         with self._open(name) as stream:
             digest = _sha256(stream)
         if digest != self._record(name).sha256:
-            raise BundleError(self._changed_message(name))
+            raise self._changed(name)
 
     def verify(self) -> list[str]:
         """Check every digest and look for anything that the manifest does not list; one message per problem."""
@@ -107,7 +109,8 @@ class Bundle:
         return problems
 
     def json(self, name: str) -> dict[str, Any]:
-        """Parse a JSON file of the bundle after checking its digest."""
+        """Parse a JSON file of the bundle. Raises `BundleError` like `read`, and if it is too large or not JSON."""
+        check(JSON_BYTES, self._record(name).bytes, str(self.path / name), BundleError)
         return parse_json(self.read(name), str(self.path / name), BundleError, "restore the bundle from a copy")
 
     @contextmanager
@@ -124,7 +127,7 @@ class Bundle:
         finds a problem (an edit must not take over a file that adedge did not write), or if the disk is full.
         """
         # Resolved, so that a symbolic link to the bundle survives the exchange, and "." gets a real name.
-        real = self.path.resolve()
+        real = _real(self.path)
         with _staged(real) as staging:
             if _read_if_present(real / MANIFEST) != self.manifest_bytes:
                 raise BundleError(f"{self.path} changed while this command was running: run it again")
@@ -138,6 +141,7 @@ class Bundle:
             yield draft
             with _disk_errors(self.path):
                 draft._finish(sign)
+                _keep_owner(real, staging.new)
                 staging.publish()
 
     def _record(self, name: str) -> FileRecord:
@@ -156,32 +160,40 @@ class Bundle:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            raise BundleError(
-                f"{path} is missing although {MANIFEST} lists it: restore the bundle from a copy"
-            ) from None
+            raise self._unlike(f"{path} is missing although {MANIFEST} lists it") from None
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
-        with os.fdopen(descriptor, "rb") as stream:
-            try:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or status.st_size != self._record(name).bytes:
-                    raise BundleError(self._changed_message(name))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != self._record(name).bytes:
+                raise self._changed(name)
+            check(MEMBER_BYTES, status.st_size, str(path), BundleError)
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 yield stream
-            except OSError as error:
-                raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+        finally:
+            os.close(descriptor)
 
-    def _changed_message(self, name: str) -> str:
-        return (
-            f"{self.path / name} is not the file that was written (its size or sha256 differs from {MANIFEST}): "
-            "restore the bundle from a copy"
-        )
+    def _changed(self, name: str) -> BundleError:
+        path = self.path / name
+        return self._unlike(f"{path} is not the file that was written (its size or sha256 differs from {MANIFEST})")
+
+    def _unlike(self, what: str) -> BundleError:
+        """The error of a file that is not as the manifest says: the bundle is damaged, or another command wrote it."""
+        with suppress(BundleError):
+            if _read_if_present(self.path / MANIFEST) != self.manifest_bytes:
+                return BundleError(f"{self.path} changed while this command was running: run it again")
+        return BundleError(f"{what}: restore the bundle from a copy")
 
 
-def open_bundle(path: str | Path, keys: Path | None = None, expect: str | None = None) -> Bundle:
+def open_bundle(
+    path: str | Path, keys: Path | None = None, expect: str | None = None, *, remember: bool = False
+) -> Bundle:
     """Open a bundle for reading; with ``keys``, a public key or a keyring, only if one of them signed it.
 
-    With ``expect`` too, only if it was signed for this product, and for no older version than this machine has accepted
-    before (see `adedge.signing.accept`).
+    With ``expect`` too, only if it was signed for this product, and in no older version than this machine has inspected
+    with before. ``remember`` says that it is about to inspect with this one (see `adedge.signing.accept`).
 
     >>> bundle = open_bundle("bottle.adedge")
     >>> bundle.manifest.method
@@ -197,7 +209,7 @@ def open_bundle(path: str | Path, keys: Path | None = None, expect: str | None =
         return bundle
     from adedge.signing import accept
 
-    accept(bundle, keys, expect)
+    accept(bundle, keys, expect, remember=remember)
     return bundle
 
 
@@ -233,7 +245,11 @@ class Draft:
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there is one."""
         for file in [file for file in self._files if file == name or file.startswith(f"{name}/")]:
-            (self._directory / file).unlink()
+            with _disk_errors(self._path):
+                (self._directory / file).unlink()
+            with suppress(OSError):  # its folders, as far as they are empty now
+                for folder in list(Path(file).parents)[:-1]:
+                    (self._directory / folder).rmdir()
             del self._files[file]
 
     @property
@@ -252,7 +268,8 @@ class Draft:
         signature = None if sign is None else sign(data)
         if signature is not None:
             write_flushed(self._directory / SIGNATURE, signature)
-        self._bundle = Bundle(self._path, self.manifest, data, signature)
+        # Parsed, so that it is in every way the bundle that `Bundle.open` gives from now on.
+        self._bundle = Bundle(self._path, Manifest.parse(data, MANIFEST), data, signature)
 
 
 @contextmanager
@@ -263,8 +280,10 @@ def create(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> 
     `BundleError` if ``path`` is taken or cannot be written.
     """
     path = Path(path)
+    real = _real(path)
+    with _disk_errors(path):
+        recover(real)
     check_creatable(path, overwrite=overwrite)
-    real = path.resolve()
     with _disk_errors(path):
         make_directories(real.parent)
     with _staged(real) as staging:
@@ -280,9 +299,13 @@ def check_creatable(path: Path, *, overwrite: bool) -> None:
     """Raise `BundleError` if a bundle cannot be created at ``path``: worth knowing before hours of training."""
     if path.name in ("", ".."):
         raise BundleError(f"'{path}' is not a name for a new bundle: give one, such as brick.adedge")
-    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    with _disk_errors(path):
+        is_bundle = (path / MANIFEST).is_file()
+        is_empty = path.is_dir() and not any(path.iterdir())
+        taken = os.path.lexists(_real(path)) and not is_empty
+    if taken and not is_bundle:
         raise BundleError(f"{path} exists and is not a bundle: choose another name")
-    if (path / MANIFEST).is_file() and not overwrite:
+    if is_bundle and not overwrite:
         raise BundleError(f"{path} already holds a bundle: choose another name, or add --overwrite")
     parent = next(p for p in path.absolute().parents if p.is_dir())
     if not os.access(parent, os.W_OK):
@@ -312,9 +335,9 @@ _REMEDY: Mapping[str, str] = {
 }
 
 
-def _read_if_present(path: Path) -> bytes | None:
+def _read_if_present(path: Path, limit: Limit = JSON_BYTES) -> bytes | None:
     try:
-        return read_file(path, JSON_BYTES, BundleError)
+        return read_file(path, limit, BundleError)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -367,17 +390,67 @@ def _disk_errors(path: Path) -> Iterator[None]:
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_WAYS_OUT = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), ": get write permission for it and for the folder that holds it"
+    ),
+    errno.ENAMETOOLONG: ": choose a shorter name",
+    errno.EIO: ": check the disk",
+}
+
+
 def _disk_error(path: Path, error: OSError) -> BundleError:
+    reason = _reason(path, error)
     if error.errno in _DISK_FULL:
-        return BundleError(f"the disk that holds {path} is full: free some space; the bundle is unchanged")
-    return BundleError(f"{path} cannot be written ({error.strerror or error}); the bundle is unchanged")
+        what = f"the disk that holds {path} is full: free some space"
+    elif error.errno in (errno.EBUSY, errno.EXDEV):
+        what = (
+            f"{path} cannot be replaced, because it is a mount point or part of a container's image ({reason}): mount "
+            "the folder that holds it, or make a copy (cp -r) and use that"
+        )
+    else:
+        what = f"{path} cannot be written ({reason}){_WAYS_OUT.get(error.errno or 0, '')}"
+    return BundleError(f"{what}; the bundle is unchanged")
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """The reason of an error, with the file if it is another one than ``path``."""
+    reason = error.strerror or str(error)
+    name = error.filename
+    return f"{name}: {reason}" if isinstance(name, str) and name != str(path) else reason
+
+
+def _real(path: Path) -> Path:
+    """``path`` without links, absolute. Unlike `Path.resolve`, never raises: links in a circle stay."""
+    return Path(os.path.realpath(path))
+
+
+def _read_pair(path: Path) -> tuple[bytes | None, bytes | None]:
+    """bundle.json and bundle.sig, both of the same state of the bundle."""
+    while True:
+        before = path.stat()
+        pair = _read_if_present(path / MANIFEST), _read_if_present(path / SIGNATURE, SIGNATURE_BYTES)
+        if os.path.samestat(before, path.stat()):  # else an edit has replaced the directory in between
+            return pair
+
+
+def _keep_owner(old: Path, new: Path) -> None:
+    """Give ``new`` the permissions of ``old``, and its owner too if root has made it (in a container, say)."""
+    status = old.stat()
+    with suppress(OSError):  # on a file system without permissions or owners
+        shutil.copymode(old, new)
+        if os.geteuid() == 0 and status.st_uid != 0:
+            for path in (new, *new.rglob("*")):
+                os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links (FAT on an SD card)."""
+    """Hard-link a file, or copy it if the file system has no hard links (FAT on an SD card), and flush it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise  # the bundle, or a part of it, is a mount point
         shutil.copy2(source, target)
-        flush_file(target)
+    flush_file(target)  # who has just copied the bundle to this disk may not have flushed it

@@ -60,7 +60,7 @@ class _Stderr(io.TextIOBase):
 
 # Without emoji=False Rich draws ":brick:" in a source as an emoji.
 console = _Console(file=cast(TextIO, _Stderr()), highlight=False, emoji=False)
-output = _Console(highlight=False, emoji=False)
+output = _Console(highlight=False, emoji=False, markup=False)  # tables show names of others, such as "[/b]"
 
 
 def escape_unencodable() -> None:

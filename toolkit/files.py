@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What file systems answer that cannot flush a directory: shared folders of virtual machines, older SMB, some FUSE.
@@ -17,31 +20,35 @@ def write_whole(path: Path, data: bytes | str) -> None:
     The data is flushed to disk before the file gets its name. Raises `OSError` if the write fails; no temporary file
     is left behind.
     """
-    part = _part_of(path)
-    try:
+    with _part_of(path) as part:
         write_flushed(part, data)
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
     flush_directory(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, created if need be, and wait for it first: one process after another runs the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_new(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     """Like `write_whole`, but never replaces a file: raises `FileExistsError`. ``mode`` is subject to the umask."""
-    part = _part_of(path)
-    try:
+    with _part_of(path) as part:
         write_flushed(part, data, mode=mode)
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         try:
             os.link(part, path)  # unlike a rename, fails if the name is taken
         except FileExistsError:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            raise
         except OSError:  # no hard links, as on FAT
             part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     flush_directory(path.parent)
 
 
@@ -93,5 +100,14 @@ def flush_tree(path: Path) -> None:
         flush_directory(Path(folder))
 
 
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` for a temporary file, which is removed; errors of the block name ``path`` instead."""
+    part = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.part")  # 60 characters have at most 240 bytes
+    try:
+        yield part
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -30,6 +31,9 @@ from adedge.specs import Record
 _PEM = b"-----BEGIN"
 
 
+KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Key(Record):
     """A trusted key: a name for people, and its 32 bytes in base64."""
 
@@ -40,8 +44,8 @@ class Key(Record):
 class KeyringFile(Record):
     """The contents of a keyring: trusted keys and the reasons of revocation, both by key id."""
 
-    keys: dict[str, Key] = Field(default_factory=dict)
-    revoked: dict[str, str] = Field(default_factory=dict)
+    keys: dict[KeyId, Key] = Field(default_factory=dict)
+    revoked: dict[KeyId, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,15 @@ def trust(path: Path, public: Path, name: str | None = None) -> str:
 
 
 def revoke(path: Path, key: str, reason: str) -> str:
-    """Revoke a key of a keyring by its .pub file, its name, or the beginning of its id; returns the id.
+    """Revoke a key of a keyring by its name, the beginning of its id, or its .pub file; returns the id.
 
     Raises `UsageError` if no key, or more than one, fits.
     """
     file = _parse(_read(path), path)
-    matches = [identity for identity, entry in file.keys.items() if entry.name == key or identity.startswith(key)]
-    if Path(key).is_file():
+    matches = [identity for identity, entry in file.keys.items() if entry.name == key] or [
+        identity for identity in file.keys if key and identity.startswith(key)
+    ]
+    if not matches and Path(key).is_file():
         matches = [key_id(_public_key(_read(Path(key)), Path(key)))]  # also one that was never trusted here
     if len(matches) != 1:
         names = ", ".join(f"{entry.name} ({identity[:16]})" for identity, entry in file.keys.items()) or "none"

@@ -34,6 +34,8 @@ JSON_DEPTH = Limit(100, "levels")
 ARCHIVE_BYTES = Limit(8 << 30, "GB", 1 << 30)  # of all its files together, decompressed
 SET_BYTES = Limit(1 << 30, "GB", 1 << 30)  # of one file of a labelled set, decompressed
 TABLE_BYTES = Limit(64 << 20, "MB", 1 << 20)
+SIGNATURE_BYTES = Limit(1 << 20, "MB", 1 << 20)  # each of many valid signatures would be checked
+MEMBER_BYTES = Limit(16 << 30, "GB", 1 << 30)  # of one file in a bundle
 GRAPH_BYTES = Limit(2 << 30, "GB", 1 << 30)  # ONNX's own limit without external data
 
 
@@ -67,14 +69,17 @@ def read_file(path: Path, limit: Limit, error: type[AdedgeError]) -> bytes:
     it cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path} is not a regular file: give a file on disk")
         check(limit, status.st_size, str(path), error)
-        data = stream.read(status.st_size + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            data = stream.read(status.st_size + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > status.st_size:
         raise error(f"{path} grew while it was read: wait until it is written, then try again")
     return data

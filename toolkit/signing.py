@@ -9,22 +9,21 @@ itself: a verifier uses keys that it already trusts (see `adedge.keyring`).
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
 from adedge.bundle import Bundle
 from adedge.errors import BundleError, OutputError, UsageError
-from adedge.files import write_new, write_whole
+from adedge.files import locked, write_new, write_whole
 from adedge.json_files import parse_json
 from adedge.keyring import Keyring, key_id, read_keyring
 from adedge.limits import JSON_BYTES, read_file
@@ -37,17 +36,31 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:adedge:bundle:v1"
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("contains a control character")
+    return text
+
+
 class Claim(Record):
     """What a signature says about a bundle.
 
-    ``product`` names what the detector inspects, ``version`` counts its releases upwards, ``signed`` is the time of the
-    signature (UTC, ISO 8601), and ``expires`` the last day on which the bundle is accepted, None for ever.
+    ``product`` names what the detector inspects (printable), ``version`` counts its releases upwards, ``signed`` is the
+    time of the signature (ISO 8601 with a time zone), and ``expires`` the last day, in UTC, on which the bundle is
+    accepted, None for ever.
     """
 
-    product: str = Field(min_length=1, max_length=200)
-    version: int = Field(ge=0)
-    signed: datetime
+    product: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+    version: int = Field(ge=0, lt=2**63, strict=True)
+    signed: AwareDatetime
     expires: date | None = None
+
+
+_REMEDY = {
+    "product": "a product is named by 1 to 200 printable characters: give it another name with --product",
+    "version": "a version is a whole number from 0 to 2^63 - 1: give another --version",
+    "expires": "a signature expires on a day: give it as YYYY-MM-DD",
+}
 
 
 def create_key(private: Path) -> Path:
@@ -85,22 +98,20 @@ def sign(
 
     ``product`` defaults to the bundle's name without its suffix, ``version`` to the time in UTC as YYYYMMDDhhmmss,
     which grows by itself. Raises `BundleError` if a file does not match, `UsageError` if ``private`` is not an Ed25519
-    private key or ``expires`` has passed.
+    private key, ``expires`` has passed, or ``product`` or ``version`` is not possible.
     """
-    if problems := bundle.verify():
-        raise BundleError(f"not signed: {problems[0]}")
-    for name in bundle.manifest.files:
-        if name.endswith(".onnx"):
-            refuse_external(bundle.read(name), f"not signed: {bundle.path / name}", BundleError)
     now = datetime.now(timezone.utc).replace(microsecond=0)
     if expires is not None and expires < now.date():
         raise UsageError(f"{expires} has passed: choose a later day for the signature to expire")
-    claim = Claim(
-        product=product or bundle.path.resolve().stem,
-        version=int(now.strftime("%Y%m%d%H%M%S")) if version is None else version,
-        signed=now,
-        expires=expires,
-    )
+    try:
+        claim = Claim(
+            product=bundle.path.resolve().stem if product is None else product,
+            version=int(now.strftime("%Y%m%d%H%M%S")) if version is None else version,
+            signed=now,
+            expires=expires,
+        )
+    except ValidationError as error:
+        raise UsageError(_REMEDY[str(error.errors()[0]["loc"][0])]) from error
     key = _private_key(private)
 
     def envelope(manifest: bytes) -> bytes:
@@ -115,8 +126,13 @@ def sign(
         record = {"payloadType": PAYLOAD, "payload": _text(payload), "signatures": [signature]}
         return (json.dumps(record, indent=2) + "\n").encode()
 
-    with bundle.edit(sign=envelope) as draft:
-        pass
+    try:
+        with bundle.edit(sign=envelope) as draft:
+            for name in bundle.manifest.files:
+                if name.endswith(".onnx"):
+                    refuse_external(bundle.read(name), str(bundle.path / name), BundleError)
+    except BundleError as error:
+        raise BundleError(f"not signed: {error}") from error
     return draft.bundle, claim
 
 
@@ -130,11 +146,14 @@ def require(bundle: Bundle, keys: Path, *, now: datetime | None = None) -> Claim
     return _verify(bundle, read_keyring(keys), keys, now or datetime.now(timezone.utc))
 
 
-def accept(bundle: Bundle, keys: Path, expect: str | None = None, *, state: Path | None = None) -> Claim:
+def accept(
+    bundle: Bundle, keys: Path, expect: str | None = None, *, remember: bool = True, state: Path | None = None
+) -> Claim:
     """`require`, and with ``expect`` refuse other products, and versions older than any accepted on this machine.
 
-    The newest version of each product is remembered in ``state`` (default: `state_file`). Raises `BundleError` too for
-    another product or an older version, `OutputError` if the version cannot be remembered.
+    The newest version of each product is kept in ``state`` (default: `state_file`), which changes only with
+    ``remember``. Raises `BundleError` too for another product or an older version, `OutputError` if the version
+    cannot be remembered.
     """
     claim = require(bundle, keys)
     if expect is None:
@@ -142,34 +161,46 @@ def accept(bundle: Bundle, keys: Path, expect: str | None = None, *, state: Path
     if claim.product != expect:
         raise BundleError(f"{bundle.path} was signed for '{claim.product}', and '{expect}' is expected: use its bundle")
     path = state or state_file()
-    versions = _read_versions(path)
-    newest = versions.get(expect, 0)
-    if claim.version < newest:
-        raise BundleError(
-            f"{bundle.path} is version {claim.version} of '{expect}', and this machine has accepted version {newest}: "
-            f"use that or a newer one, sign this one again with a higher --version, or remove '{expect}' from {path}"
-        )
-    if claim.version > newest:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def accepted() -> dict[str, int]:
+        versions = _read_versions(path)
+        if claim.version < (newest := versions.get(expect, 0)):
+            raise BundleError(
+                f"{bundle.path} is version {claim.version} of '{expect}', and this machine has accepted version "
+                f"{newest}: use that or a newer one, sign this one again with a higher --version, or remove '{expect}' "
+                f"from {path}"
+            )
+        return versions
+
+    if accepted().get(expect) == claim.version or not remember:
+        return claim
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name("versions.lock")):
+            versions = accepted()  # another inspection may have accepted a bundle just now
             write_whole(path, json.dumps({**versions, expect: claim.version}, indent=2, sort_keys=True) + "\n")
-        except OSError as error:
-            raise OutputError(
-                f"{path} cannot be written ({error.strerror or error}), so an older bundle could not be refused later: "
-                "set ADEDGE_STATE to a directory that this user may write"
-            ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}), so an older bundle could not be refused later: "
+            "set ADEDGE_STATE to a directory that this user may write"
+        ) from error
     return claim
 
 
 def state_file() -> Path:
     """Where the newest accepted version of each product is remembered.
 
-    In $ADEDGE_STATE, $STATE_DIRECTORY (which systemd sets for a service with StateDirectory=), $XDG_STATE_HOME/adedge,
-    or ~/.local/state/adedge. Raises `UsageError` if none of these exists.
+    In $ADEDGE_STATE, the first directory of $STATE_DIRECTORY (which systemd sets for a service with StateDirectory=),
+    $XDG_STATE_HOME/adedge, or ~/.local/state/adedge. Raises `UsageError` if none of these exists.
     """
-    for variable, inner in (("ADEDGE_STATE", ""), ("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "adedge")):
-        if value := os.environ.get(variable):
-            return Path(value.split(":")[0]) / inner / "versions.json"
+    services = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    for folder, inner in (
+        (os.environ.get("ADEDGE_STATE"), ""),
+        (services, ""),
+        (os.environ.get("XDG_STATE_HOME"), "adedge"),
+    ):
+        if folder:
+            return Path(folder) / inner / "versions.json"
     try:
         return Path.home() / ".local" / "state" / "adedge" / "versions.json"
     except RuntimeError:
@@ -196,18 +227,15 @@ def _verify(bundle: Bundle, keyring: Keyring, keys: Path, now: datetime) -> Clai
     damaged = BundleError(f"{path} is damaged: sign the bundle again with 'adedge sign'")
     payload, signatures = _open_envelope(bundle)
     signed = encoding_to_sign(PAYLOAD, payload)
-    valid = set()
+    named, valid = set(), False
     try:
         for signature in signatures:
-            key = keyring.keys.get(signature["keyid"])
-            if key is not None:
-                try:
-                    key.verify(base64.b64decode(signature["sig"], validate=True), signed)
-                except InvalidSignature:
-                    raise damaged from None
-                valid.add(signature["keyid"])
-        named = {signature["keyid"] for signature in signatures}
-    except (KeyError, TypeError, ValueError, binascii.Error):
+            identity = signature.get("keyid", "")
+            named.add(identity)
+            if (key := keyring.keys.get(identity)) is not None:
+                key.verify(base64.b64decode(signature["sig"], validate=True), signed)
+                valid = True
+    except (InvalidSignature, AttributeError, KeyError, TypeError, ValueError):
         raise damaged from None
     if not valid:
         if revoked := named & keyring.revoked.keys():
@@ -231,7 +259,7 @@ def _verify(bundle: Bundle, keyring: Keyring, keys: Path, now: datetime) -> Clai
         )
     if claim.expires is not None and now.date() > claim.expires:
         raise BundleError(f"the signature of {bundle.path} expired on {claim.expires}: sign the bundle again")
-    if claim.expires is not None and now.date() < claim.signed.date():
+    if claim.expires is not None and now + timedelta(days=1) < claim.signed:
         raise BundleError(
             f"this machine's clock says {now.date()} and {bundle.path} was signed on {claim.signed.date()}, so its "
             "expiry cannot be checked: set the clock"
@@ -279,7 +307,11 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(read_file(path, JSON_BYTES, UsageError), password=None)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: create a key with 'adedge keygen {path}'") from None
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror or error}): give the file of the private key"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is not a private key in PEM form: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} is not an Ed25519 key: create one with 'adedge keygen'")

@@ -14,6 +14,7 @@ a killed writer has no lock; the next writer finds it and removes it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -39,7 +40,10 @@ class Staging:
         self._path = path
 
     def publish(self) -> None:
-        """Flush ``new`` to disk and let it take the place of the directory, which may not exist yet."""
+        """Flush ``new`` to disk and let it take the place of the directory, which may not exist yet.
+
+        Raises `OSError` if the directory is unchanged, `BundleError` if it was replaced but perhaps not yet on disk.
+        """
         flush_tree(self.new)
         flush_directory(self._home)
         if self._path.exists():
@@ -48,61 +52,64 @@ class Staging:
                 self.new.rename(self._path)
         else:
             self.new.rename(self._path)
-        flush_directory(self._home)
-        flush_directory(self._path.parent)
+        try:
+            flush_directory(self._home)
+            flush_directory(self._path.parent)
+        except OSError as error:
+            raise BundleError(
+                f"{self._path} was written, but the disk does not confirm it ({error.strerror}): check the disk, then "
+                f"run 'adedge inspect {self._path}'"
+            ) from error
 
 
 @contextmanager
 def stage(path: Path) -> Iterator[Staging]:
     """Lock ``path`` (absolute, without links) for writing and yield its staging folder, removed when the block ends.
 
-    Raises `BundleError` at once if another writer holds the lock, `OSError` if the folder cannot be made.
+    Raises `BundleError` at once if another writer holds the lock or something is in the way, `OSError` if the folder
+    cannot be made or ``path`` cannot be replaced.
     """
     home = staging_folder(path)
-    descriptor = _lock(home, path)
-    try:
-        _recover(home, path)
-        _clear(home)
+    if path.exists():
+        # Now, not after hours of work.
+        if os.path.ismount(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    with _locked(home, path):
+        for name in (NEW, OLD):
+            if os.path.lexists(home / name):
+                raise BundleError(f"{home / name} is left from an earlier command and in the way: remove it")
         staging = Staging(path, home)
         staging.new.mkdir()
         yield staging
-    finally:
-        _recover(home, path)
-        _clear(home)
-        with suppress(OSError):
-            # Whatever could not be removed is known as a writer's by the marker.
-            if [entry.name for entry in home.iterdir()] == [LOCK]:
-                (home / LOCK).unlink()
-                home.rmdir()  # fails if another writer takes over the empty folder at this moment
-        os.close(descriptor)
 
 
 def recover(path: Path) -> None:
-    """Put ``path`` (absolute) back in place if a writer was killed just between moving it away and replacing it."""
+    """Put ``path`` (absolute) back in place if a writer was killed just between moving it away and replacing it.
+
+    Raises `BundleError` if that is impossible, `OSError` if ``path`` cannot be looked at.
+    """
     home = staging_folder(path)
     deadline = time.monotonic() + WAIT_S
     while not path.exists() and (home / OLD).is_dir():
         try:
-            descriptor = _lock(home, path)
+            with _locked(home, path):
+                pass
         except BundleError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-            continue
         except OSError as error:
             raise BundleError(
                 f"{path} was moved to {home / OLD} by a command that was killed, and cannot be moved back "
                 f"({error.strerror}): move it back as a user who may write there"
             ) from error
-        try:
-            _recover(home, path)
-        finally:
-            os.close(descriptor)
 
 
 def staging_folder(path: Path) -> Path:
     """The folder in which a writer of ``path`` works."""
-    return path.with_name(f".{path.name}.staging")
+    return path.parent / f".{path.name}.staging"
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -115,26 +122,44 @@ def exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), rename_exchange) == 0)
 
 
-def _recover(home: Path, path: Path) -> None:
+@contextmanager
+def _locked(home: Path, path: Path) -> Iterator[None]:
+    """Hold the lock in ``home``, which is created if need be and tidied before and after the block."""
+    descriptor = _lock(home, path)
+    try:
+        _tidy(home, path)
+        yield
+    finally:
+        try:
+            # Whatever cannot be done now is left to the next writer, which knows the folder by its marker.
+            with suppress(OSError):
+                _tidy(home, path)
+                if [entry.name for entry in home.iterdir()] == [LOCK]:
+                    (home / LOCK).unlink()
+                    home.rmdir()  # fails if another writer takes over the empty folder at this moment
+        finally:
+            os.close(descriptor)
+
+
+def _tidy(home: Path, path: Path) -> None:
+    """Put the old directory back if nothing has taken its place, and remove what is not needed."""
     if not path.exists() and (home / OLD).is_dir():
         (home / OLD).rename(path)
         flush_directory(path.parent)
-
-
-def _clear(home: Path) -> None:
     for name in (NEW, OLD):
-        shutil.rmtree(home / name, ignore_errors=True)
+        _remove(home / name)
 
 
-def _is_foreign(home: Path) -> bool:
-    """Whether something else has the name of a staging folder; a writer's own holds the marker, or nothing yet."""
-    try:
-        names = [entry.name for entry in home.iterdir()]
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
-        return True
-    return home.is_symlink() or (names != [] and LOCK not in names)
+def _remove(path: Path) -> None:
+    """Remove a file or a directory, also if it contains folders without write permission; leave what cannot be."""
+    if path.is_symlink() or not path.is_dir():
+        with suppress(OSError):
+            path.unlink()
+        return
+    for folder, _, _ in os.walk(path):
+        with suppress(OSError):
+            Path(folder).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(home: Path, path: Path) -> int:
@@ -143,21 +168,50 @@ def _lock(home: Path, path: Path) -> int:
         try:
             home.mkdir(mode=0o700)
         except FileExistsError:
-            if _is_foreign(home):
-                raise BundleError(f"{home} is in the way and was not made by adedge: rename or remove it") from None
+            _check_origin(home, path)
         try:
             descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             continue  # the previous writer has just removed the folder
+        except OSError:
+            with suppress(OSError):
+                home.rmdir()  # a full disk has room for the folder, perhaps, but not for the marker
+            raise
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor, path)
             # The previous writer may have removed the marker after it was opened here: then this lock locks nothing.
             if os.fstat(descriptor).st_nlink > 0:
                 return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise BundleError(f"another adedge command is writing {path}: wait until it has finished") from None
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BundleError(f"another adedge command is writing {path}: wait until it has finished") from None
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be locked ({error.strerror}): keep a bundle that is to be changed on a file system with "
+            "file locks, such as a local disk"
+        ) from error
+
+
+def _check_origin(home: Path, path: Path) -> None:
+    """Raise `BundleError` unless ``home`` was made by a writer: it holds the marker, or nothing yet."""
+    try:
+        names = [entry.name for entry in home.iterdir()]
+    except FileNotFoundError:
+        names = []  # just removed, or a link to nowhere
+    except NotADirectoryError:
+        names = [home.name]
+    except PermissionError:
+        raise BundleError(
+            f"{home} belongs to another user, whose command is writing {path} or was killed: wait until it has "
+            "finished, or remove the folder as that user"
+        ) from None
+    if home.is_symlink() or (names and LOCK not in names):
+        raise BundleError(f"{home} is in the way and was not made by adedge: rename or remove it")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from adedge import bundle as bundle_module
 from adedge.bundle import Bundle, create
 from adedge.errors import BundleError
+from adedge.limits import Limit
 from adedge.manifest import MANIFEST, Manifest, Provenance
 from adedge.specs import Dssim, InputSpec, ScoreSpec
 
@@ -229,6 +231,14 @@ def test_the_current_folder_may_be_the_bundle(bundle: Bundle, tmp_path: Path, mo
         pass
 
 
+def test_the_bundle_that_an_edit_gives_is_the_one_that_is_opened_later_in_the_same_order(bundle: Bundle) -> None:
+    threshold = {"value": 0.5, "false_alarm_rate": 0.01, "pictures": 100, "data_digest": ""}
+    with bundle.edit() as draft:
+        draft.manifest = draft.manifest.replace(thresholds={"pytorch/fp32": threshold, "onnxruntime/fp32": threshold})
+    assert list(draft.bundle.manifest.thresholds) == list(Bundle.open(bundle.path).manifest.thresholds)
+    assert draft.bundle == Bundle.open(bundle.path)
+
+
 def test_an_edit_gives_the_new_bundle(bundle: Bundle) -> None:
     with bundle.edit() as draft:
         draft.write("golden.npz", b"golden")
@@ -430,3 +440,138 @@ def test_without_hard_links_files_are_copied_and_flushed(bundle: Bundle, monkeyp
         draft.write("golden.npz", b"golden")
     assert draft.bundle.verify() == []
     assert leftovers(bundle) == []
+
+
+@pytest.mark.parametrize("path", ["/", "..", "loop", "x" * 255, "x" * 256, "part.adedge/bundle.json", "absent/deep"])
+def test_a_path_without_a_bundle_is_one_sentence(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError):
+        Bundle.open(path)
+    if path != "absent/deep":
+        with pytest.raises(BundleError, match=": (give|choose)"), create(path, manifest(), overwrite=True):
+            pass
+
+
+def test_a_bundle_that_was_edited_while_it_is_read_is_not_called_damaged(bundle: Bundle) -> None:
+    with Bundle.open(bundle.path).edit() as draft:
+        draft.write("weights.safetensors", b"Weights")
+        draft.remove("engines")
+    for name in ("weights.safetensors", "engines/onnxruntime-fp32/engine.plan"):
+        with pytest.raises(BundleError, match="changed while this command was running: run it again"):
+            bundle.read(name)
+
+
+def test_a_reader_sees_manifest_and_signature_of_one_state(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle is signed anew between the reading of bundle.json and of bundle.sig."""
+    read, edits = bundle_module._read_if_present, iter([b"first", b"second"])
+
+    def read_and_edit(path: Path, *limit: Limit) -> bytes | None:
+        data = read(path, *limit)
+        if path.name == MANIFEST and (signature := next(edits, None)):
+            monkeypatch.setattr(bundle_module, "_read_if_present", read)
+            with Bundle.open(bundle.path).edit(sign=lambda data: signature + data) as draft:
+                draft.write("weights.safetensors", signature)
+            monkeypatch.setattr(bundle_module, "_read_if_present", read_and_edit)
+        return data
+
+    monkeypatch.setattr(bundle_module, "_read_if_present", read_and_edit)
+    opened = Bundle.open(bundle.path)
+    assert opened.signature == b"second" + opened.manifest_bytes
+
+
+def test_a_large_json_file_and_an_endless_one_are_refused_unread(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.write("training.json", b" ")
+    path = bundle.path / MANIFEST
+    record = json.loads(path.read_text())
+    for name, size in (("training.json", 65 << 20), ("weights.safetensors", 1 << 40)):
+        record["files"][name]["bytes"] = size
+        os.truncate(bundle.path / name, size)  # a sparse file, which takes no space
+    path.write_text(json.dumps(record))
+    opened = Bundle.open(bundle.path)
+    with pytest.raises(BundleError, match="training.json has 65 MB, and at most 64 are accepted"):
+        opened.json("training.json")
+    with pytest.raises(BundleError, match="weights.safetensors has 1024 GB"):
+        opened.read("weights.safetensors")
+    assert any("weights.safetensors has 1024 GB" in problem for problem in opened.verify())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors/inner", "engines", "engines/onnxruntime-fp32"])
+def test_a_file_cannot_take_the_place_of_a_folder_nor_lie_in_a_file(bundle: Bundle, name: str) -> None:
+    before = snapshot(bundle.path)
+    with pytest.raises(BundleError, match="cannot be written"), bundle.edit() as draft:
+        draft.write(name, b"")
+    assert snapshot(bundle.path) == before
+
+
+def test_a_removed_file_or_folder_can_be_written_again_as_the_other(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.remove("engines")
+        draft.write("engines", b"now a file")
+        draft.remove("weights.safetensors")
+        draft.write("weights.safetensors/part", b"now in a folder")
+    assert draft.bundle.verify() == []
+    assert draft.bundle.read("engines") == b"now a file"
+
+
+def test_the_files_of_the_manifest_are_what_was_written_whatever_the_block_says(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        draft.write("golden.npz", b"golden")
+        draft.manifest = draft.manifest.replace(files={})
+    assert set(draft.bundle.manifest.files) == {
+        "engines/onnxruntime-fp32/engine.plan",
+        "golden.npz",
+        "weights.safetensors",
+    }
+
+
+def test_an_edit_in_an_edit_is_refused_and_harms_nothing(bundle: Bundle) -> None:
+    with bundle.edit() as draft:
+        with pytest.raises(BundleError, match="another adedge command is writing"), draft_of(bundle):
+            pass
+        draft.write("golden.npz", b"golden")
+    assert draft.bundle.verify() == []
+
+
+def draft_of(bundle: Bundle):  # type: ignore[no-untyped-def]
+    return Bundle.open(bundle.path).edit()
+
+
+@pytest.mark.parametrize("failure", [ValueError("x"), OSError(errno.EIO, "x"), KeyboardInterrupt()])
+def test_a_failure_to_sign_leaves_the_bundle_as_it_was(bundle: Bundle, failure: BaseException) -> None:
+    def sign(manifest: bytes) -> bytes:
+        raise failure
+
+    before = snapshot(bundle.path)
+    with pytest.raises((type(failure), BundleError)), bundle.edit(sign=sign):
+        pass
+    assert snapshot(bundle.path) == before
+    assert leftovers(bundle) == []
+
+
+def test_files_that_were_just_copied_are_flushed_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that was just copied from a USB stick is whole after a power cut once it is signed."""
+    flushed, fsync = set(), os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with bundle.edit() as draft:
+        pass
+    assert {(bundle.path / name).stat().st_ino for name in draft.bundle.manifest.files} <= flushed
+
+
+def test_a_folder_in_place_of_a_file_is_one_sentence(bundle: Bundle) -> None:
+    (bundle.path / "weights.safetensors").unlink()
+    (bundle.path / "weights.safetensors").mkdir()
+    with pytest.raises(BundleError, match="not the file that was written"):
+        bundle.read("weights.safetensors")
+    (bundle.path / MANIFEST).unlink()
+    (bundle.path / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match=r"bundle\.json cannot be read: Is a directory"):
+        Bundle.open(bundle.path)

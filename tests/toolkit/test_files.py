@@ -174,3 +174,19 @@ def test_every_new_directory_has_its_name_on_disk(tmp_path: Path, monkeypatch: p
     make_directories(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert flushed == [tmp_path, tmp_path / "a"]
+
+
+@pytest.mark.parametrize("write", [write_whole, write_new])
+def test_errors_name_the_file_and_not_the_temporary_one(tmp_path: Path, write: Callable[..., None]) -> None:
+    (tmp_path / "file").write_text("")
+    for parent in ("absent", "file"):
+        with pytest.raises((FileNotFoundError, NotADirectoryError)) as error:
+            write(tmp_path / parent / "key", "data")
+        assert error.value.filename == str(tmp_path / parent / "key")
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ß" * 127], ids=["ASCII", "two bytes a character"])
+@pytest.mark.parametrize("write", [write_whole, write_new])
+def test_a_name_of_the_largest_length_can_be_written(tmp_path: Path, write: Callable[..., None], name: str) -> None:
+    write(tmp_path / name, "data")
+    assert [one.name for one in tmp_path.iterdir()] == [name]

@@ -108,3 +108,28 @@ def test_other_kinds_of_public_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a public key in PEM form"):
         trust(tmp_path / "keyring.json", tmp_path / "half.pub")
     assert not (tmp_path / "keyring.json").exists()
+
+
+def test_an_empty_name_revokes_nothing(tmp_path: Path) -> None:
+    trust(tmp_path / "keyring.json", create_key(tmp_path / "release"), "release 2026")
+    with pytest.raises(UsageError, match="fits 0 keys"):
+        revoke(tmp_path / "keyring.json", "", "a slip")
+
+
+def test_a_name_is_a_name_although_the_private_key_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    identity = trust(Path("keyring.json"), create_key(Path("release-2026")))
+    assert revoke(Path("keyring.json"), "release-2026", "replaced") == identity
+
+
+@pytest.mark.parametrize("place", ["keys", "revoked"])
+def test_an_id_that_no_key_can_have_is_refused(tmp_path: Path, place: str) -> None:
+    """Written by hand in capitals, a revocation would otherwise have no effect, without a word."""
+    path = tmp_path / "keyring.json"
+    identity = trust(path, create_key(tmp_path / "release"))
+    record = json.loads(path.read_text())
+    record["revoked"] = {identity: "stolen"}
+    record[place] = {identity.upper(): record[place][identity]}
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="neither a public key in PEM form nor a keyring"):
+        read_keyring(path)

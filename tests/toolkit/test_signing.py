@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,14 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from adedge.bundle import Bundle, create, open_bundle
 from adedge.errors import BundleError, OutputError, UsageError
@@ -350,6 +358,8 @@ def test_where_the_state_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert state_file() == Path("/var/lib/adedge/versions.json")
     monkeypatch.setenv("ADEDGE_STATE", "/s")
     assert state_file() == Path("/s/versions.json")
+    monkeypatch.setenv("ADEDGE_STATE", "/mnt/a:b")  # one directory; only systemd's variable may hold several
+    assert state_file() == Path("/mnt/a:b/versions.json")
 
 
 def test_expecting_a_product_without_a_key_is_a_wrong_call(bundle: Bundle) -> None:
@@ -384,3 +394,181 @@ def test_a_graph_that_keeps_weights_in_other_files_is_not_signed(tmp_path: Path,
         draft.write("model.fp32.onnx", (tmp_path / "m.onnx").read_bytes())
     with pytest.raises(BundleError, match=r"not signed: .*model.fp32.onnx keeps weights in other files"):
         sign(draft.bundle, key)
+
+
+@pytest.mark.parametrize("product", ["", "x" * 201, "a\x1b[2Jb", "two\nlines", "\udcff"])
+def test_a_product_that_cannot_be_shown_cannot_be_signed(bundle: Bundle, key: Path, product: str) -> None:
+    with pytest.raises(UsageError, match="1 to 200 printable characters: .*--product"):
+        sign(bundle, key, product=product)
+    assert Bundle.open(bundle.path).signature is None
+
+
+def test_the_longest_product_and_the_largest_version_can_be_signed(bundle: Bundle, key: Path, public: Path) -> None:
+    signed, claim = sign(bundle, key, product="ß" * 200, version=9223372036854775807)
+    assert require(signed, public) == claim
+
+
+def test_a_bundle_whose_name_is_no_product_can_be_signed_with_one(tmp_path: Path, key: Path) -> None:
+    bundle = write_bundle(tmp_path / "\udcff.adedge")  # not UTF-8
+    with pytest.raises(UsageError, match="--product"):
+        sign(bundle, key)
+    assert sign(bundle, key, product="brick")[1].product == "brick"
+
+
+@pytest.mark.parametrize("version", [-1, 9223372036854775808, 10**5000, 1.5, 7.0, True, "7"], ids=lambda _: "")
+def test_a_version_that_is_no_int64_cannot_be_signed(bundle: Bundle, key: Path, version: Any) -> None:
+    with pytest.raises(UsageError, match="whole number from 0 .*--version"):
+        sign(bundle, key, version=version)
+
+
+def signed_again(bundle: Bundle, key: Path, payload: bytes) -> Bundle:
+    """The bundle with a valid signature, by ``key``, of another payload."""
+    secret = load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(secret, Ed25519PrivateKey)
+    kind = "application/vnd.in-toto+json"
+    signature = secret.sign(f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload)
+    assert bundle.signature is not None
+    envelope = json.loads(bundle.signature)
+    envelope["payload"] = base64.b64encode(payload).decode()
+    envelope["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+    (bundle.path / SIGNATURE).write_text(json.dumps(envelope))
+    return Bundle.open(bundle.path)
+
+
+@pytest.mark.fault("a statement that a trusted key signed and that makes no sense")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": -1},
+        {"version": 1.5},
+        {"version": 7.0},
+        {"version": True},
+        {"version": "7"},
+        {"version": 2**63},
+        {"product": ""},
+        {"product": "x" * 201},
+        {"product": "\x1b]0;title\x07"},
+        {"product": 5},
+        {"signed": "2026-01-01T00:00:00"},
+        {"expires": "someday"},
+        {"expires": 99999999999},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_claim_that_makes_no_sense_is_damage_even_if_signed(
+    bundle: Bundle, key: Path, public: Path, change: dict[str, Any]
+) -> None:
+    signed, _ = sign(bundle, key)
+    assert signed.signature is not None
+    statement = json.loads(base64.b64decode(json.loads(signed.signature)["payload"]))
+    require(signed_again(signed, key, json.dumps(statement).encode()), public)
+    statement["predicate"].update(change)
+    forged = signed_again(signed, key, json.dumps(statement).encode())
+    with pytest.raises(BundleError, match="is damaged"):
+        require(forged, public)
+    assert claim_of(forged) is None
+
+
+@pytest.mark.fault("a statement that a trusted key signed and that makes no sense")
+@pytest.mark.parametrize("payload", [b"[" * 100_000, b"\xff", b"[]", b"{}", b'{"_type": 5}', b"9" * 5000])
+def test_a_payload_that_is_no_statement_is_damage_even_if_signed(
+    bundle: Bundle, key: Path, public: Path, payload: bytes
+) -> None:
+    signed, _ = sign(bundle, key)
+    forged = signed_again(signed, key, payload)
+    with pytest.raises(BundleError, match="is damaged"):
+        require(forged, public)
+    assert claim_of(forged) is None
+
+
+@pytest.mark.parametrize("others", [[{"keyid": "0" * 64, "sig": "!"}], [{"sig": "AAAA"}], [{"keyid": None}]])
+def test_signatures_of_others_beside_a_trusted_one_do_not_matter(
+    bundle: Bundle, key: Path, public: Path, others: list[dict[str, Any]]
+) -> None:
+    signed, claim = sign(bundle, key)
+    assert signed.signature is not None
+    for order in (lambda own: [*others, *own], lambda own: [*own, *others]):
+        changed = altered(signed.signature, lambda r, order=order: r.update(signatures=order(r["signatures"])))
+        (bundle.path / SIGNATURE).write_bytes(changed)
+        assert require(Bundle.open(bundle.path), public) == claim
+
+
+def test_the_hour_of_a_signature_in_another_time_zone_is_understood(bundle: Bundle, key: Path, public: Path) -> None:
+    """At 10:00 UTC on January 1st it is January 2nd on Kiritimati, and the clock of the device is right."""
+    signed, _ = sign(bundle, key, expires=date(2999, 1, 1))
+    assert signed.signature is not None
+    statement = json.loads(base64.b64decode(json.loads(signed.signature)["payload"]))
+    statement["predicate"]["signed"] = "2026-01-02T00:00:00+14:00"
+    abroad = signed_again(signed, key, json.dumps(statement).encode())
+    require(abroad, public, now=datetime(2026, 1, 1, 10, 0, 1, tzinfo=timezone.utc))
+    with pytest.raises(BundleError, match="set the clock"):
+        require(abroad, public, now=datetime(2025, 12, 30, tzinfo=timezone.utc))
+
+
+@pytest.mark.fault("several inspections accept bundles at once")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_no_accepted_version_is_forgotten_when_several_are_accepted_at_once(
+    tmp_path: Path, key: Path, public: Path, record_property: Callable[[str, object], None]
+) -> None:
+    state = tmp_path / "state" / "versions.json"
+    signed = {}
+    for product in ("brick", "bottle", "cap"):
+        for version in (1, 2, 3):
+            path = tmp_path / f"{product}{version}.adedge"
+            signed[product, version] = sign(write_bundle(path), key, product=product, version=version)[0]
+    for _ in range(10):
+        state.unlink(missing_ok=True)
+        children = []
+        for (product, _), bundle in signed.items():
+            child = os.fork()
+            if child == 0:
+                try:
+                    with suppress(BundleError):  # a newer version was accepted first
+                        accept(bundle, public, product, state=state)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        assert {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children} == {0}
+        assert json.loads(state.read_text()) == {"brick": 3, "bottle": 3, "cap": 3}
+    record_property("tries", 10 * len(signed))
+
+
+def test_an_accepted_version_needs_no_writing(
+    bundle: Bundle, tmp_path: Path, key: Path, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state may lie on a file system that is read-only by the time the inspection starts again."""
+    state = tmp_path / "state" / "versions.json"
+    signed, _ = sign(bundle, key, product="brick", version=0)
+    accept(signed, public, "brick", state=state)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
+    accept(signed, public, "brick", state=state)
+
+
+def test_signing_hashes_every_file_once(bundle: Bundle, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = Bundle.check
+
+    def record(self: Bundle, name: str) -> None:
+        checked.append(name)
+        check(self, name)
+
+    monkeypatch.setattr(Bundle, "check", record)
+    sign(bundle, key)
+    assert sorted(checked) == sorted(bundle.manifest.files)
+
+
+def test_a_file_of_endless_signatures_is_refused(bundle: Bundle, key: Path) -> None:
+    signed, _ = sign(bundle, key)
+    assert signed.signature is not None
+    (bundle.path / SIGNATURE).write_bytes(
+        altered(signed.signature, lambda record: record.update(signatures=record["signatures"] * 10_000))
+    )
+    with pytest.raises(BundleError, match=r"bundle\.sig has .* MB, and at most 1 are accepted"):
+        Bundle.open(bundle.path)

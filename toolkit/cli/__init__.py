@@ -87,10 +87,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    signal.signal(signal.SIGTERM, _interrupt)
     escape_unencodable()
+    # While the commands are loaded there is nothing to tidy up, and a signal ends the process without a traceback.
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # and not ignored, as in a job in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for command in COMMANDS:
         importlib.import_module(f"adedge.cli.{command}")
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _invoke()
     except AdedgeError as error:

@@ -72,9 +72,9 @@ def _engines(bundle: Bundle, problems: list[str]) -> dict[str, Any]:
 
 def _backbone(options: Mapping[str, object]) -> str:
     """A readable description of the weights of a detector's backbone."""
-    if options["weights"] == "none":
+    if options.get("weights") == "none":
         return "random features, not pretrained"
-    return f"weights {options['weights']}, sha256 {str(options['weights_digest'])[:16]}"
+    return f"weights {options.get('weights', 'unknown')}, sha256 {str(options['weights_digest'])[:16]}"
 
 
 def _margin(score: ScoreSpec) -> str:

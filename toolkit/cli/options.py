@@ -21,6 +21,6 @@ Expect = Annotated[
         "--expect",
         metavar="PRODUCT",
         help="With --require-signature: refuse a bundle that was signed for another product, or whose version is older "
-        "than one that this machine has accepted.",
+        "than one that this machine has run.",
     ),
 ]

@@ -185,7 +185,7 @@ def run(
     if jsonl is None and (rotate_size, rotate_age, keep_files) != (None, None, None):
         raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
     _show_logging()
-    opened = open_bundle(bundle, require_signature, expect)
+    opened = open_bundle(bundle, require_signature, expect, remember=True)
     manifest = opened.manifest
     inspector = open_inspector(
         opened,

@@ -102,7 +102,6 @@ def revoke(
 def show(path: Keyring) -> None:
     """List the keys that a keyring trusts, and those that it refuses."""
     from rich.table import Table
-    from rich.text import Text
 
     from adedge.keyring import read_entries
 
@@ -113,5 +112,5 @@ def show(path: Keyring) -> None:
     for identity in {**file.keys, **file.revoked}:
         name = file.keys[identity].name if identity in file.keys else ""
         state = f"revoked: {file.revoked[identity]}" if identity in file.revoked else "trusted"
-        table.add_row(identity[:16], Text(name), Text(state))
+        table.add_row(identity[:16], name, state)
     output.print(table)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,3 +109,19 @@ def test_what_the_user_passed_cannot_command_the_terminal(
     assert result.returncode != 0
     assert "\x1b" not in result.stderr
     assert not re.search("^adedge: fine", result.stderr, re.M)
+
+
+@pytest.mark.fault("Ctrl-C or SIGTERM while a command starts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_commands_are_loaded_ends_without_a_word(number: signal.Signals) -> None:
+    script = (
+        "import importlib, os, signal, sys\n"
+        "from adedge.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "importlib.import_module = lambda name: os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(int(number))], check=False, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (-number, "", "")

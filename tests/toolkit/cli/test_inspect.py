@@ -13,7 +13,9 @@ from typer.testing import Result
 
 from adedge.bundle import Bundle
 from adedge.errors import BundleError
+from adedge.keyring import trust
 from adedge.manifest import Difference, Graph
+from adedge.signing import create_key, sign
 from adedge.specs import ReadyMap, ScoreSpec
 
 Adedge = Callable[..., subprocess.CompletedProcess[str]]
@@ -137,3 +139,27 @@ def test_an_engine_whose_record_is_none_is_a_problem(red_bundle: Bundle, invoke:
         assert isinstance(result.exception, BundleError)
         assert re.search("onnxruntime-int8/engine.json is not .*: build it again with", str(result.exception))
     assert json.loads(result.stdout)["engines"].keys() == {"onnxruntime-fp32"}
+
+
+@pytest.mark.fault("a bundle with names that look like markup")
+def test_names_that_look_like_markup_are_shown_as_they_are(bundle: Path, tmp_path: Path, invoke: Invoke) -> None:
+    path = tmp_path / "[bold]part.adedge"
+    bundle.rename(path)
+    threshold = Bundle.open(path).manifest.thresholds["pytorch/fp32"]
+    graph = Graph(file="", opset=1, inputs=(), outputs=(), with_scoring=False, weights_sha256="")
+    with Bundle.open(path).edit() as draft:
+        source = draft.manifest.provenance.model_copy(update={"data": "[/data]", "options": {"weights_digest": "1"}})
+        draft.manifest = draft.manifest.replace(
+            method="[/method]", thresholds={"[/t]": threshold}, graphs={"[/g]": graph}, provenance=source
+        )
+    create_key(tmp_path / "key")
+    sign(Bundle.open(path), tmp_path / "key", product="[/product]")
+    result = invoke("inspect", path)
+    assert result.exception is None
+    for name in ("[bold]part.adedge", "[/method]", "[/data]", "[/t]", "[/g]", "[/product]"):
+        assert name in result.stdout
+
+
+def test_a_keyring_shows_names_as_they_are(tmp_path: Path, invoke: Invoke) -> None:
+    trust(tmp_path / "keyring.json", create_key(tmp_path / "key"), "[/name]")
+    assert "[/name]" in invoke("keyring", "show", tmp_path / "keyring.json").stdout

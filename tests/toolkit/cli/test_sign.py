@@ -82,7 +82,13 @@ def test_a_device_accepts_the_product_it_expects_and_nothing_older(
         assert said.returncode == 0, said.stderr
         return adedge("inspect", bundle, *trusted)
 
+    def start() -> None:  # without an engine, a run ends, but not before it has looked at the signature
+        assert "has no onnxruntime/fp32 engine" in adedge("run", bundle, tmp_path, *trusted).stderr
+
     assert signed("--product", "brick", "--version", "2", "--expires", "2999-12-31").returncode == 0
+    assert signed("--product", "brick", "--version", "1").returncode == 0, "nothing has run yet"
+    assert signed("--product", "brick", "--version", "2").returncode == 0
+    start()
     older = signed("--product", "brick", "--version", "1")
     assert (older.returncode, "has accepted version 2" in older.stderr) == (1, True)
     other = signed("--product", "bottle", "--version", "3")
