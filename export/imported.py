@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import platform
-import tempfile
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -42,11 +40,11 @@ from adedge.calibration.onnx_model import (
 from adedge.calibration.thresholds import clipping
 from adedge.data.datasets import Dataset
 from adedge.data.pictures import network_input
-from adedge.errors import EngineError, GateError, MissingDependency, UsageError
+from adedge.errors import EngineError, GateError, UsageError
 from adedge.export.fp32 import INPUT, strip_metadata
+from adedge.export.graph_runs import import_onnxruntime, run_graph, simplify
 from adedge.golden import GoldenFrames, choose_frames, golden_file
 from adedge.manifest import IMPORTED, Manifest, Provenance
-from adedge.processors import physical_cores
 from adedge.scoring import maps_and_scores
 from adedge.specs import Filter, InputSpec, ReadyMap, ScoreSpec
 
@@ -57,7 +55,6 @@ TEST_BATCH = 3  # frames per run, to test whether a graph supports a dynamic bat
 # How far results may change, relative to the largest value, when a graph is simplified or runs several frames at once.
 TOLERANCE = 1e-3
 TIMEOUT_S = 60.0  # that one run of an imported graph may take
-_FATAL = 4  # ONNX Runtime's log level: errors come as exceptions, so that it need not print them as well
 _PREFIX = "model/"  # of the imported graph's own names
 
 # Operators that no ONNX parser of TensorRT 8.5 to 10 supports, from docs/operators.md of onnx-tensorrt; not exhaustive.
@@ -196,7 +193,7 @@ def detector_from_onnx(
     try:
         # One frame at a time, which every graph supports unless its batch is fixed.
         single = _select_outputs(model, outputs, spec, batch=1).SerializeToString()
-        runs = _run(path, single, x, batch=1, timeout_s=timeout_s, unoptimised=True)
+        runs = run_graph(path, single, x, batch=1, timeout_s=timeout_s, unoptimised=True)
         raw = {kind: np.stack(values) for kind, values in zip(outputs, zip(*runs, strict=True), strict=True)}
         expected = {kind: _convert_output(path, kind, outputs[kind], values, spec) for kind, values in raw.items()}
     except EngineError as error:
@@ -291,7 +288,7 @@ def _runs(path: Path, model: ModelProto, x: NDArray[np.float32], batch: int, tim
     """Whether the model can run ``batch`` frames at once."""
     frames = np.resize(x, (batch, *x.shape[1:]))
     try:
-        _run(path, model.SerializeToString(), frames, batch=batch, timeout_s=timeout_s, unoptimised=True)
+        run_graph(path, model.SerializeToString(), frames, batch=batch, timeout_s=timeout_s, unoptimised=True)
     except EngineError:
         return False
     return True
@@ -391,7 +388,7 @@ def _results(
     path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float
 ) -> dict[str, NDArray[np.float32]]:
     """The "map" (n, 1, H, W) and, if present, "score" (n,) that a graph in adedge's form outputs."""
-    runs = _run(path, graph, x, batch=batch, timeout_s=timeout_s)
+    runs = run_graph(path, graph, x, batch=batch, timeout_s=timeout_s)
     return {
         kind: np.concatenate(values) for kind, values in zip(("map", "score"), zip(*runs, strict=True), strict=False)
     }
@@ -441,7 +438,7 @@ def _detector_graph(
     graph.output.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 1, spec.height, spec.width]))
     if "score" in outputs:
         graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, [batch]))
-    simplified = _simplify(convert_opset(subset, OPSET))
+    simplified = simplify(convert_opset(subset, OPSET))
     for number, node in enumerate(simplified.graph.node):
         node.name = f"{node.op_type}_{number}"  # INT8 identifies nodes by name, which exporters may leave empty
     strip_metadata(simplified)
@@ -476,87 +473,6 @@ def _integers(name: str, values: list[int]) -> TensorProto:
     return numpy_helper.from_array(np.array(values, np.int64), name)
 
 
-def _simplify(model: ModelProto) -> ModelProto:
-    """Apply ONNX Runtime's basic optimisations: fold constants, merge batch normalisation into convolutions.
-
-    Raises `EngineError` if ONNX Runtime cannot load the graph.
-    """
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = physical_cores()
-    options.log_severity_level = _FATAL
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "simplified.onnx"
-        options.optimized_model_filepath = str(target)
-        try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common class
-            raise EngineError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
-        simplified = load(target)
-    domains = {"", "ai.onnx", *(node.domain for node in simplified.graph.node)}
-    opsets = [entry for entry in simplified.opset_import if entry.domain in domains]
-    del simplified.opset_import[:]
-    simplified.opset_import.extend(opsets)
-    return simplified
-
-
-def _run(
-    path: Path, graph: bytes, x: NDArray[np.float32], *, batch: int, timeout_s: float, unoptimised: bool = False
-) -> list[list[NDArray[Any]]]:
-    """The outputs of each run on ``batch`` of the frames (N, C, H, W); an incomplete last batch is skipped.
-
-    ONNX Runtime computes constants while it loads a graph, where nothing can end it; ``unoptimised`` leaves them to the
-    first run. Raises `EngineError` if ONNX Runtime cannot run the graph, or if one run takes longer than ``timeout_s``.
-    """
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = physical_cores()
-    options.log_severity_level = _FATAL
-    try:
-        session = ort.InferenceSession(
-            graph,
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["ConstantFolding"] if unoptimised else None,
-        )
-        name = session.get_inputs()[0].name
-        starts = range(0, len(x) - batch + 1, batch)
-        return [_run_once(session, {name: x[start : start + batch]}, timeout_s) for start in starts]
-    except TimeoutError as error:
-        frames = "one frame" if batch == 1 else f"{batch} frames"
-        raise EngineError(
-            f"{path} takes longer than {timeout_s:g} s for {frames}: if it is that slow, raise --timeout; if a loop in "
-            "it never ends, export it again"
-        ) from error
-    except Exception as error:  # ONNX Runtime's exceptions have no common class
-        raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from error
-
-
-def _run_once(session: Any, inputs: Mapping[str, NDArray[np.float32]], timeout_s: float) -> list[NDArray[Any]]:
-    """The outputs of one run. Raises `TimeoutError` if ``timeout_s`` pass, else ONNX Runtime's exceptions."""
-    options = _onnxruntime().RunOptions()
-    options.log_severity_level = _FATAL
-    expired = threading.Event()
-
-    def terminate() -> None:
-        expired.set()
-        options.terminate = True  # ends the run before its next node, also inside a loop
-
-    timer = threading.Timer(timeout_s, terminate)
-    timer.start()
-    try:
-        outputs: list[NDArray[Any]] = session.run(None, inputs, options)
-    except Exception as error:
-        if expired.is_set():
-            raise TimeoutError from error
-        raise
-    finally:
-        timer.cancel()
-        timer.join()
-    return outputs
-
-
 def _incompatibilities_with_tensorrt(model: ModelProto) -> list[str]:
     """Notes about operators and opsets that TensorRT's parser is known to reject; only a build is conclusive."""
     notes = []
@@ -569,14 +485,6 @@ def _incompatibilities_with_tensorrt(model: ModelProto) -> list[str]:
     if opset_of(model) > OPSET:
         notes.append(f"opset {opset_of(model)}: TensorRT 8.5 and 8.6 parse at most {OPSET}, later versions more")
     return notes
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependency("onnxruntime", "export", "running an imported graph") from error
-    return onnxruntime
 
 
 def _shape_text(value: ValueInfoProto) -> str:
@@ -599,13 +507,8 @@ def _first_problem(error: ValidationError) -> str:
     return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _versions() -> dict[str, str]:
-    ort = _onnxruntime()
+    ort = import_onnxruntime()
     return {
         "adedge": __version__,
         "python": platform.python_version(),
