@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from adedge.bundle import open_bundle
 from adedge.cli import app, finite
 from adedge.cli.evidence import EvidenceSize, KeepFiles, KeepFree, RotateAge, RotateSize
 from adedge.cli.options import Expect, RequireSignature
-from adedge.console import console, note, warn
+from adedge.cli.status import quiet_opencv, show_logging, status_line, summarise
+from adedge.cli.streams import Outputs, open_sinks, open_sources, report_failures
+from adedge.console import note
 from adedge.errors import UsageError
 from adedge.processors import limit_opencv
 from adedge.specs import Precision, Target
 
 if TYPE_CHECKING:
-    from adedge.runtime.evidence import Retention
+    from adedge.runtime.capture import Policy
+    from adedge.runtime.inspection import EngineInspector
     from adedge.runtime.line_file import Rotation
     from adedge.runtime.page import PageSink
-    from adedge.runtime.pipeline import Stream
-    from adedge.runtime.sinks import Sink
     from adedge.runtime.sources import FrameSource
-    from adedge.runtime.statistics import Statistics
 
 REJECTS_FOUND = 3  # exit code of --fail-on-reject: neither a failure (1) nor a usage error (2)
-
-PERCENTILES = (50, 95, 99)
 
 
 @app.command("run")
@@ -165,28 +158,23 @@ def run(
     For cameras this is the normal end (exit code 0); an unfinished video or folder exits with 130 (143).
     In a terminal, the live page stays after the last frame until Ctrl-C.
     """
-    _quiet_opencv()
+    quiet_opencv()
     limit_opencv()
     from adedge.runtime.capture import default_policy
     from adedge.runtime.evidence import Retention
     from adedge.runtime.inspection import open_inspector
     from adedge.runtime.line_file import Rotation
     from adedge.runtime.page import PageSink, page_address
-    from adedge.runtime.pipeline import Stream, check_batch
+    from adedge.runtime.pipeline import Stream
     from adedge.runtime.pipeline import run as run_pipeline
-    from adedge.runtime.sources.address import shown
     from adedge.runtime.statistics import Statistics
 
-    if shown(str(bundle)) != str(bundle) and not os.path.lexists(bundle):
-        raise UsageError("BUNDLE looks like a source's address (not shown): give the bundle first, then the sources")
+    _check_bundle(bundle)
     address = None if page is None else page_address(page)
-    if jsonl is None and sys.stdout is None:
-        raise UsageError("stdout is closed, so verdicts have nowhere to go: add --jsonl FILE")
-    if jsonl is None and (rotate_size, rotate_age, keep_files) != (None, None, None):
-        raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
-    _show_logging()
+    rotation = Rotation(size_bytes=rotate_size, age_s=rotate_age, keep_files=keep_files)
+    _check_verdicts(jsonl, rotation)
+    show_logging()
     opened = open_bundle(bundle, require_signature, expect, remember=True)
-    manifest = opened.manifest
     inspector = open_inspector(
         opened,
         target,
@@ -201,34 +189,34 @@ def run(
     statistics = Statistics()
     with ExitStack() as cleanup:
         cleanup.callback(inspector.close)
-        frames = _open_sources(source, name or [], strict=strict, reconnect_s=reconnect)
+        frames = open_sources(source, name or [], strict=strict, reconnect_s=reconnect)
         for one in frames:
             cleanup.callback(one.close)
         policies = [policy or default_policy(one) for one in frames]
-        names = "; ".join(f"{one.name}, policy {own}" for one, own in zip(frames, policies, strict=True))
-        note(f"{engine}, threshold {inspector.threshold:.6g}; {names}")
-        if batch is not None:
-            check_batch(batch, inspector, policies)  # before an output is created or replaced
-        elif inspector.batch < len(frames):
-            note(
-                f"the engine takes at most {inspector.batch} frame(s) at once: to batch all sources, build it with "
-                f"--batch 1,{len(frames)},{len(frames)}"
-            )
-        about = {"bundle": opened.path.resolve().name, "engine": engine}
-        outline = manifest.score.reduce == "max"
-        live_page = None if address is None else PageSink(address, [one.name for one in frames], about, outline=outline)
-        if live_page is not None:
+        _announce(inspector, frames, policies)
+        _check_batch(batch, inspector, policies)  # before an output is created or replaced
+        outline = opened.manifest.score.reduce == "max"
+        live_page = None
+        if address is not None:
+            about = {"bundle": opened.path.resolve().name, "engine": engine}
+            live_page = PageSink(address, [one.name for one in frames], about, outline=outline)
             cleanup.callback(live_page.close)
-        rotation = Rotation(size_bytes=rotate_size, age_s=rotate_age, keep_files=keep_files)
-        retention = Retention(folder_bytes=evidence_size, keep_free_bytes=keep_free)
-        sinks = _open_sinks(
-            *(frames, jsonl, video, rejects, maps, live_page, rotation, retention), outline=outline, strict=strict
+        outputs = Outputs(
+            jsonl=jsonl,
+            video=video,
+            rejects=rejects,
+            maps=maps,
+            rotation=rotation,
+            retention=Retention(folder_bytes=evidence_size, keep_free_bytes=keep_free),
+            outline=outline,
+            strict=strict,
         )
+        sinks = open_sinks(frames, outputs, live_page)
         streams = [Stream(*pair) for pair in zip(frames, sinks, strict=True)]
         with _stop_on_signals() as stop:
             complete = False
             try:
-                with _status_line(frames, stdout_is_used=jsonl is None) as watch:
+                with status_line(frames, stdout_is_used=jsonl is None) as watch:
                     run_pipeline(
                         streams,
                         inspector,
@@ -248,13 +236,11 @@ def run(
                 # would complain when it flushes stdout at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             finally:
-                _summarise(streams, statistics, engine)
-                incomplete = _report_failures(sinks)
+                summarise(streams, statistics, engine)
+                incomplete = report_failures(sinks)
             signal_number = stop.signal_number
             if live_page is not None and complete and signal_number is None and _has_terminal():
-                note(f"the sources have ended; the live page stays at {live_page.url} until you press Ctrl-C")
-                while not stop.event.is_set():  # not wait(): the signal handler that sets it must not take a lock
-                    time.sleep(0.1)
+                _show_until_stopped(live_page, stop)
     if incomplete:
         raise typer.Exit(1)
     if signal_number is not None and not all(one.live for one in frames):
@@ -263,85 +249,50 @@ def run(
         raise typer.Exit(REJECTS_FOUND)
 
 
-def _open_sources(
-    sources: Sequence[str], names: Sequence[str], *, strict: bool, reconnect_s: float
-) -> list[FrameSource]:
-    """Open every source; if one fails, close those already open."""
-    from adedge.runtime.sources import open_source
-    from adedge.runtime.sources.address import distinct_names, resolve
+def _check_bundle(bundle: Path) -> None:
+    from adedge.runtime.sources.address import shown
 
-    printable = all(name.strip() and name.isprintable() for name in names)
-    if names and (len(names) != len(sources) or len(set(names)) < len(names) or not printable):
-        raise UsageError(
-            f"{len(names)} --name for {len(sources)} source(s): give each source one, all different and printable"
+    if shown(str(bundle)) != str(bundle) and not os.path.lexists(bundle):
+        raise UsageError("BUNDLE looks like a source's address (not shown): give the bundle first, then the sources")
+
+
+def _check_verdicts(jsonl: Path | None, rotation: Rotation) -> None:
+    from adedge.runtime.line_file import NO_ROTATION
+
+    if jsonl is None and sys.stdout is None:
+        raise UsageError("stdout is closed, so verdicts have nowhere to go: add --jsonl FILE")
+    if jsonl is None and rotation != NO_ROTATION:
+        raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
+
+
+def _announce(inspector: EngineInspector, frames: Sequence[FrameSource], policies: Sequence[Policy]) -> None:
+    names = "; ".join(f"{one.name}, policy {own}" for one, own in zip(frames, policies, strict=True))
+    note(f"{inspector.key}, threshold {inspector.threshold:.6g}; {names}")
+
+
+def _check_batch(batch: int | None, inspector: EngineInspector, policies: Sequence[Policy]) -> None:
+    """Refuse a batch that cannot be; if none was asked for, tell how the engine could batch all sources."""
+    from adedge.runtime.pipeline import check_batch
+
+    sources = len(policies)
+    if batch is not None:
+        check_batch(batch, inspector, policies)
+    elif inspector.batch < sources:
+        note(
+            f"the engine takes at most {inspector.batch} frame(s) at once: to batch all sources, build it with "
+            f"--batch 1,{sources},{sources}"
         )
-    addresses = [resolve(source, warn) for source in sources]
-    opened: list[FrameSource] = []
-    try:
-        for address, name in zip(addresses, names or distinct_names(addresses), strict=True):
-            opened.append(open_source(address, name=name, strict=strict, reconnect_s=reconnect_s, notify=warn))
-    except BaseException:
-        for one in opened:
-            one.close()
-        raise
-    return opened
-
-
-def _open_sinks(
-    frames: Sequence[FrameSource],
-    jsonl: Path | None,
-    video: Path | None,
-    rejects: Path | None,
-    maps: Path | None,
-    live_page: PageSink | None,
-    rotation: Rotation,
-    retention: Retention,
-    *,
-    outline: bool,
-    strict: bool,
-) -> list[list[Sink]]:
-    """The requested sinks of each source, verdicts first. Sources share them, except that each has its own video.
-
-    The file of verdicts is opened last, so that a call that another sink refuses leaves an existing file as it was.
-    """
-    from adedge.runtime.sinks import BestEffort, JsonLinesSink, MapsSink, RejectsSink, VideoSink
-    from adedge.runtime.verdict import new_run_id
-
-    run_id = new_run_id()
-    videos: list[list[Sink]] = [[] for _ in frames]
-    if video is not None:
-        for index, source in enumerate(frames):
-            path = video if len(frames) == 1 else video.with_stem(f"{video.stem}.camera{index}")
-            sink = VideoSink(path, fps=source.fps or 25.0, outline=outline, run_id=run_id, retention=retention)
-            videos[index].append(BestEffort(sink, "the video", required=strict))
-    shared: list[Sink] = []
-    if rejects is not None:
-        pictures = RejectsSink(rejects, outline=outline, run_id=run_id, retention=retention)
-        shared.append(BestEffort(pictures, "rejects", required=strict))
-    if maps is not None:
-        shared.append(BestEffort(MapsSink(maps, run_id=run_id, retention=retention), "maps", required=strict))
-    if live_page is not None:
-        note(f"live page: {live_page.url}")
-        shared.append(BestEffort(live_page.staying(), "the live page", required=strict))
-    verdicts: Sink = JsonLinesSink(jsonl or sys.stdout, run_id=run_id, rotation=rotation)
-    shared.insert(0, verdicts if strict else BestEffort(verdicts, "verdicts", required=True))
-    return [[*shared, *own] for own in videos]
-
-
-def _report_failures(sinks: Sequence[Sequence[Sink]]) -> bool:
-    """Warn of outputs that are incomplete; return whether one of them was required."""
-    from adedge.runtime.sinks import BestEffort
-
-    outputs = dict.fromkeys(sink for own in sinks for sink in own if isinstance(sink, BestEffort))
-    failed = [sink for sink in outputs if sink.failures]
-    for sink in failed:
-        warn(f"{sink.name}: incomplete, {sink.failures} could not be written; the first warning says why")
-    return any(sink.required for sink in failed)
 
 
 def _has_terminal() -> bool:
     """Whether somebody can press Ctrl-C: a service or a script must not wait for it."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _show_until_stopped(live_page: PageSink, stop: _Stop) -> None:
+    note(f"the sources have ended; the live page stays at {live_page.url} until you press Ctrl-C")
+    while not stop.event.is_set():  # not wait(): the signal handler that sets it must not take a lock
+        time.sleep(0.1)
 
 
 class _Stop:
@@ -371,92 +322,3 @@ def _stop_on_signals() -> Iterator[_Stop]:
         yield stop
     finally:
         restore()
-
-
-@contextmanager
-def _status_line(
-    frames: Sequence[FrameSource], *, stdout_is_used: bool
-) -> Iterator[Callable[[Statistics], None] | None]:
-    """Show a status line on the terminal, unless verdicts scroll over the same terminal."""
-    if not console.is_terminal or (stdout_is_used and sys.stdout.isatty()):
-        yield None
-        return
-    drawn_at = 0.0
-    totals = [one.total for one in frames if one.total is not None]
-    total = sum(totals) if len(totals) == len(frames) else None
-    # By default Live replaces sys.stdout, which carries the verdicts.
-    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-
-        def watch(statistics: Statistics) -> None:
-            nonlocal drawn_at
-            if time.monotonic() - drawn_at > 0.2:
-                drawn_at = time.monotonic()
-                try:
-                    live.update(_status(statistics, total), refresh=True)
-                except Exception as error:  # it only shows what happens
-                    drawn_at = math.inf
-                    warn(f"the status line failed and is gone ({error}); the inspection goes on")
-
-        yield watch
-
-
-def _status(statistics: Statistics, total: int | None) -> Text:
-    position = f"{statistics.frames}" if total is None else f"{statistics.frames}/{total}"
-    rate = statistics.frames_per_second if statistics.frames > 1 else 0.0
-    return Text.assemble(
-        (f"{position} frames", "bold"),
-        f"  {rate:.1f}/s  verdict p50 {statistics.latency_ms('verdict', 50):.1f} ms  ",
-        (f"{statistics.rejects} rejected", "bold red" if statistics.rejects else ""),
-        f"  {statistics.dropped} dropped",
-    )
-
-
-def _summarise(streams: Sequence[Stream], statistics: Statistics, engine: str) -> None:
-    from adedge.runtime.statistics import LATENCIES, WINDOW
-
-    if len(streams) > 1:
-        for index, stream in enumerate(streams):
-            note(f"camera {index}, {stream.source.name}: {_counts(stream.statistics)}")
-    rate = f"; {statistics.frames_per_second:.1f}/s" if statistics.frames > 1 else ""
-    note(f"{_counts(statistics)}{rate}")
-    if statistics.frames == 0:
-        return
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(f"latency in ms, last {min(statistics.frames, WINDOW)} frames, {engine}", no_wrap=True)
-    for percentile in PERCENTILES:
-        table.add_column(f"p{percentile}", justify="right")
-    for name in LATENCIES:
-        table.add_row(name, *(f"{statistics.latency_ms(name, percentile):.1f}" for percentile in PERCENTILES))
-    console.print(table)
-
-
-def _counts(statistics: Statistics) -> str:
-    return (
-        f"{statistics.frames} frames: {statistics.frames - statistics.rejects} passed, "
-        f"{statistics.rejects} rejected; {statistics.dropped} dropped, {statistics.skipped} skipped"
-    )
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints what the runtime logs to stderr, except errors: those are raised and printed as such."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
-            show = warn if record.levelno >= logging.WARNING else note
-            show(record.getMessage())
-
-
-def _show_logging() -> None:
-    """Print the runtime's warnings, and the notices that kernels are being compiled or no CUDA graph is used."""
-    logging.getLogger("adedge.runtime").addHandler(_ConsoleHandler())
-    for name in ("kernel_cache", "inspector"):
-        logging.getLogger(f"adedge.runtime.cuda.{name}").setLevel(logging.INFO)
-
-
-def _quiet_opencv() -> None:
-    """Silence OpenCV and its FFmpeg, which print errors that adedge reports itself.
-
-    Both read the environment when they are loaded; the ways to set this later differ between versions.
-    """
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import os
 import re
@@ -20,10 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
 
 from adedge.bundle import Bundle
-from adedge.runtime.statistics import Statistics
 from adedge.runtime.verdict import RUN_ID
 
 pytest.importorskip("onnxruntime", reason="runs an engine with ONNX Runtime")
@@ -511,20 +507,3 @@ def test_what_is_left_out_is_said_and_strict_refuses_it(bundle: Path, pictures: 
     strict = run(bundle, folder, "--strict")
     assert (strict.returncode, strict.stdout) == (1, "")
     assert "(1 .heic)" in strict.stderr.splitlines()[-1]
-
-
-def test_a_status_line_that_fails_is_gone_and_the_run_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = importlib.import_module("adedge.cli.run")
-    terminal = Console(file=io.StringIO(), force_terminal=True)
-    monkeypatch.setattr(command, "console", terminal)
-
-    def fail(*arguments: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(command, "_status", fail)
-    with command._status_line([], stdout_is_used=False) as watch:
-        for _ in range(3):
-            watch(Statistics())
-    assert capsys.readouterr().err.count("the status line failed") == 1
