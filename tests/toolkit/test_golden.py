@@ -316,3 +316,14 @@ def test_a_stain_is_an_ellipse_inside_the_frame() -> None:
         assert columns[-1] < 159
         assert mask.sum() == pytest.approx(np.pi / 4 * len(rows) * len(columns), rel=0.1)
     assert (frame == 30).all()  # the frame itself is left as it is
+
+
+def test_the_same_frames_give_the_same_bytes_at_any_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read_golden(bundle)
+    frames = GoldenFrames(frames=golden.frames, labels=golden.labels, masks=None)
+    first = golden_file(frames, golden.maps, golden.scores)
+    monkeypatch.setattr("time.time", lambda: 4_000_000_000.0)
+    monkeypatch.setattr("time.localtime", lambda *_: (2096, 10, 2, 7, 6, 40, 1, 276, 0))
+    assert golden_file(frames, golden.maps, golden.scores) == first
+    with np.load(io.BytesIO(first), allow_pickle=False) as file:
+        assert np.array_equal(file["frames"], golden.frames)

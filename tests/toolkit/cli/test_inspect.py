@@ -142,7 +142,9 @@ def test_an_engine_whose_record_is_none_is_a_problem(red_bundle: Bundle, invoke:
 
 
 @pytest.mark.fault("a bundle with names that look like markup")
-def test_names_that_look_like_markup_are_shown_as_they_are(bundle: Path, tmp_path: Path, invoke: Invoke) -> None:
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    bundle: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "[bold]part.adedge"
     bundle.rename(path)
     threshold = Bundle.open(path).manifest.thresholds["pytorch/fp32"]
@@ -154,7 +156,8 @@ def test_names_that_look_like_markup_are_shown_as_they_are(bundle: Path, tmp_pat
         )
     create_key(tmp_path / "key")
     sign(Bundle.open(path), tmp_path / "key", product="[/product]")
-    result = invoke("inspect", path)
+    monkeypatch.chdir(tmp_path)  # the whole path may be too long for the column
+    result = invoke("inspect", path.name)
     assert result.exception is None
     for name in ("[bold]part.adedge", "[/method]", "[/data]", "[/t]", "[/g]", "[/product]"):
         assert name in result.stdout
