@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle
 from adedge.data.samples import Sample
 from adedge.errors import AdedgeError, EngineError, MissingDependency
+from adedge.escaping import command_line
 from adedge.manifest import Normalisation
 from adedge.progress import Progress
 from adedge.runtime.backends import Backend
@@ -138,6 +139,8 @@ def open_inspector(
                 raise
             notify(f"{key} is not used: {error}")
             continue
+        if threshold is None:
+            _name_uncalibrated(bundle, candidates, key, notify)
         try:
             inspector = make_inspector(
                 backend,
@@ -169,6 +172,18 @@ def _candidates(
         # Raises an error that says how to build the engine.
         read_record(bundle, EngineKey(target or "onnxruntime", precision or "fp32"))
     return candidates
+
+
+def _name_uncalibrated(bundle: Bundle, candidates: Sequence[EngineKey], used: EngineKey, notify: Notify) -> None:
+    """Say which engines would come before the used one if they had thresholds."""
+    better = [key for key in PREFERENCE[: PREFERENCE.index(used)] if key in candidates]
+    lacking = [str(key) for key in better if bundle.manifest.threshold(key) is None]
+    if lacking:
+        command = command_line("calibrate", bundle.path, "PICTURES", "--thresholds-only")
+        notify(
+            f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not used, for want of a threshold: run "
+            f"'{command}' on a machine that can run {'it' if len(lacking) == 1 else 'them'}"
+        )
 
 
 def threshold_of(bundle: Bundle, key: EngineKey) -> float:

@@ -55,6 +55,8 @@ class LineFile:
     def append(self, line: bytes) -> None:
         """Write one line, with its line feed, whole or not at all. Raises `OutputError`."""
         with writing(self._path):
+            if self._was_moved():
+                self.close()
             self._rotate(len(line))
             file = self._file or self._open()
             written = 0
@@ -89,6 +91,17 @@ class LineFile:
         self._file = file
         return file
 
+    def _was_moved(self) -> bool:
+        """Whether the file no longer has its name: log rotation, another run or a person renamed or deleted it."""
+        if self._file is None or not self._regular:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return True
+        except OSError:  # of its folder, perhaps; the open file may still take lines
+            return False
+
     def _cut_off(self, partial: bytes) -> None:
         """Remove what was written of a line, unless another process has appended to the file since."""
         if self._file is None or not self._regular or not partial:
@@ -112,6 +125,8 @@ class LineFile:
             self.close()
             if self._rotation.keep_files is not None:
                 _keep_newest(self._path, self._rotation.keep_files)
+        except FileNotFoundError:  # another run was faster
+            self.close()
         except OSError as error:
             self._rotation = NO_ROTATION
             log.warning("%s can no longer be rotated (%s): make its folder writable", self._path, reason(error))

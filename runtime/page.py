@@ -115,7 +115,8 @@ class PageSink(Sink):
             self._server = WebServer(address, self._find, self._log_failure)
         except OSError as error:
             raise OutputError(
-                f"the live page cannot be served at {address[0]}:{address[1]} ({reason(error)})"
+                f"the live page cannot be served at {address[0]}:{address[1]} ({reason(error)}): give --page another "
+                "port, or an address of this machine"
             ) from error
         self.url = self._server.url
 

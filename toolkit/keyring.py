@@ -129,7 +129,9 @@ def _read(path: Path) -> bytes:
             f"{path} does not exist: give the .pub file that 'adedge keygen' wrote, or a keyring"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror or error}): give a .pub file or a keyring that this user can read"
+        ) from error
 
 
 def _parse(data: bytes, path: Path) -> KeyringFile:

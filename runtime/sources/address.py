@@ -137,7 +137,7 @@ def _expand(text: str) -> str:
 
     def value(variable: re.Match[str]) -> str:
         if (found := os.environ.get(variable[1])) is None:
-            raise SourceError(f"the environment variable {variable[1]} is not set: a source's address names it")
+            raise SourceError(f"the environment variable {variable[1]} is not set, but a source names it: export it")
         return quote(found, safe="", errors="surrogateescape") if variable.start() < end else found
 
     return _VARIABLE.sub(value, text)

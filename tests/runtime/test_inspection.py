@@ -106,6 +106,22 @@ def test_calibrated_engines_come_first(bundle: Bundle) -> None:
         open_inspector(bundle, target="tensorrt")
 
 
+def test_better_engines_that_lack_a_threshold_are_named(bundle: Bundle) -> None:
+    said: list[str] = []
+    thresholds = {k: v for k, v in bundle.manifest.thresholds.items() if k != "onnxruntime/fp32"}
+    lacking = replace(bundle, manifest=bundle.manifest.replace(thresholds=thresholds))
+    open_inspector(lacking, notify=said.append).close()
+    (sentence,) = said
+    assert sentence.startswith("onnxruntime/fp32 is not used, for want of a threshold: ")
+    assert f"'adedge calibrate {bundle.path} PICTURES --thresholds-only'" in sentence
+    for options in ({"precision": "fp16"}, {"threshold": 0.5}):
+        open_inspector(lacking, notify=said.append, **options).close()  # type: ignore[arg-type]
+    thresholds = {k: v for k, v in bundle.manifest.thresholds.items() if k != "onnxruntime/fp16"}
+    worse = replace(bundle, manifest=bundle.manifest.replace(thresholds=thresholds))
+    open_inspector(worse, notify=said.append).close()
+    assert len(said) == 1
+
+
 def test_that_a_threshold_is_missing_is_said_before_an_engine_is_loaded(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,39 @@ def test_a_disk_that_is_full_at_the_start_is_tried_again(
     assert "is full" in caplog.text
 
 
+@pytest.mark.fault("the file of verdicts is renamed or deleted during the run")
+@pytest.mark.parametrize("how", ["renamed", "deleted", "replaced"])
+def test_lines_go_to_the_file_of_that_name(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "v.jsonl"
+    file = LineFile(path)
+    file.append(b"before\n")
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.rename(tmp_path / "v.jsonl.1")
+    if how == "replaced":
+        path.write_bytes(b"other\n")
+    file.append(b"after\n")
+    file.close()
+    assert path.read_bytes() == (b"other\n" if how == "replaced" else b"") + b"after\n"
+    if how != "deleted":
+        assert (tmp_path / "v.jsonl.1").read_bytes() == b"before\n"
+
+
+def test_a_folder_that_became_unreadable_stops_no_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v.jsonl"
+    file = LineFile(path)
+
+    def refuse(self: Path) -> os.stat_result:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    file.append(b"{}\n")
+    monkeypatch.undo()
+    file.close()
+    assert path.read_bytes() == b"{}\n"
+
+
 def aside(path: Path) -> list[Path]:
     return sorted(other for other in path.parent.iterdir() if other != path)
 
@@ -162,6 +195,21 @@ def test_rotation_by_size_loses_no_line(tmp_path: Path) -> None:
     assert all(0 < file.stat().st_size <= 40 for file in files)
     assert sorted(b"".join(file.read_bytes() for file in files).splitlines(True)) == sorted(lines)
     assert path.read_bytes().endswith(lines[-1])
+
+
+def test_rotation_by_several_processes_loses_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "v.jsonl"
+    files = [LineFile(path, Rotation(size_bytes=40)) for _ in range(3)]
+    lines = [f"{n:09d}\n".encode() for n in range(60)]  # four in a file
+    for n, line in enumerate(lines):
+        files[n % 3].append(line)
+        assert path.read_bytes().endswith(line)
+    for file in files:
+        file.close()
+    written = [file.read_bytes() for file in (*aside(path), path)]
+    assert sorted(b"".join(written).splitlines(True)) == lines
+    assert [len(content) for content in written] == [40] * 15
+    assert not caplog.records
 
 
 def test_a_line_longer_than_the_size_is_written(tmp_path: Path) -> None:
@@ -208,6 +256,24 @@ def test_a_file_that_cannot_be_set_aside_grows_on(
     append(path, *[b"{}\n"] * 5, rotation=Rotation(size_bytes=3))
     assert path.read_bytes() == b"{}\n" * 5
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_file_that_another_run_sets_aside_at_the_same_moment_is_rotated_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "v.jsonl"
+    rename = Path.rename
+
+    def rename_after_another(self: Path, target: Path) -> None:
+        monkeypatch.undo()
+        rename(self, tmp_path / "another")
+        rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_after_another)
+    append(path, b"0\n", b"1\n", b"2\n", rotation=Rotation(size_bytes=2))
+    assert sorted(file.read_bytes() for file in (*aside(path), path)) == [b"0\n", b"1\n", b"2\n"]
+    assert path.read_bytes() == b"2\n"
+    assert not caplog.records
 
 
 def test_a_device_is_not_rotated() -> None:

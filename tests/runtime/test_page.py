@@ -422,7 +422,7 @@ def test_a_port_that_is_taken_is_one_sentence(serve: Page) -> None:
     port = int(serve().url.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(OutputError, match=f"127.0.0.1:{port} .*in use"):
         PageSink(("127.0.0.1", port), ["line"], {})
-    with pytest.raises(OutputError, match="cannot be served at no.such.host.invalid"):
+    with pytest.raises(OutputError, match=r"at no.such.host.invalid:8080 \(.*\): give --page another port"):
         PageSink(("no.such.host.invalid", 8080), ["line"], {})
 
 

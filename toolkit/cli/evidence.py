@@ -46,7 +46,9 @@ RotateAge = Annotated[
 ]
 KeepFiles = Annotated[
     int | None,
-    typer.Option(min=0, help="Keep this many files that were set aside, and delete older ones.  [default: all]"),
+    typer.Option(
+        min=0, help="With --rotate-size or --rotate-age: keep this many files that were set aside.  [default: all]"
+    ),
 ]
 EvidenceSize = Annotated[
     int | None,

@@ -15,6 +15,7 @@ from adedge.cli import app
 from adedge.cli.options import Expect, RequireSignature
 from adedge.console import output
 from adedge.errors import BundleError, EngineError
+from adedge.escaping import printable
 from adedge.manifest import IMPORTED, Difference
 from adedge.specs import ScoreSpec
 
@@ -92,10 +93,11 @@ def _show(bundle: Bundle, engines: dict[str, Any], signed: tuple[Claim, str] | N
     size = sum(record.bytes for record in manifest.files.values())
     filters = " → ".join(f"{f.kind} {getattr(f, 'size', getattr(f, 'sigma', ''))}" for f in manifest.score.filters)
 
+    data = printable(source.data)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     facts.add_column()
-    facts.add_row("bundle", f"{bundle.path}  ({len(manifest.files)} files, {size / 1e6:.1f} MB)")
+    facts.add_row("bundle", f"{printable(str(bundle.path))}  ({len(manifest.files)} files, {size / 1e6:.1f} MB)")
     facts.add_row("method", f"{manifest.method}, variant {manifest.variant}")
     facts.add_row("input", f"{spec.width} × {spec.height} × {spec.channels} {spec.color}, {spec.resize}")
     comparison = manifest.score.comparison
@@ -106,9 +108,9 @@ def _show(bundle: Bundle, engines: dict[str, Any], signed: tuple[Claim, str] | N
     )
     facts.add_row("margin", _margin(manifest.score))
     if manifest.method == IMPORTED:
-        facts.add_row("imported from", f"{source.data}, {source.created}")
+        facts.add_row("imported from", f"{data}, {source.created}")
     else:
-        facts.add_row("trained on", f"{source.data}, seed {source.seed}, budget {source.budget}, {source.created}")
+        facts.add_row("trained on", f"{data}, seed {source.seed}, budget {source.budget}, {source.created}")
     if source.options.get("weights") == "none" or source.options.get("weights_digest"):
         facts.add_row("backbone", _backbone(source.options))
     facts.add_row("data digest", source.data_digest)

@@ -113,10 +113,13 @@ def prove_command(
     for problem, engines in problems.items():
         warn(f"{', '.join(engines)}: {problem}")
     if pictures is not None and pictures.computed and not storing and store is None:
-        why = "it is signed" if bundle.signature is not None else "this user may not write it"
+        if bundle.signature is not None:
+            why, where = "it is signed", "where you can sign the bundle, with --store"
+        else:
+            why, where = "this user may not write it", "as a user who may write it"
         warn(
             f"the model's scores of {pictures.computed} pictures were not stored in {path}, because {why}: a device "
-            "without PyTorch requires them; to store them, repeat this where you can sign the bundle, with --store"
+            f"without PyTorch requires them; to store them, repeat this {where}"
         )
     _judge(bundle, proofs, max_flips, explicit=target is not None or precision is not None)
 

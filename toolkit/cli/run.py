@@ -43,8 +43,8 @@ def run(
         list[str],
         typer.Argument(
             help="0 or /dev/video0 (camera), csi://0 (Jetson), a video or picture file, a folder of pictures, "
-            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. Several sources share the engine. ${NAME} "
-            "in it is an environment variable (for passwords), @PATH a file that holds the address."
+            "rtsp://…, gst:PIPELINE, or synthetic:brick?seed=0&frames=200. ${NAME} in it is an "
+            "environment variable (for passwords), @PATH a file that holds the address."
         ),
     ],
     name: Annotated[
@@ -173,6 +173,8 @@ def run(
     address = None if page is None else page_address(page)
     rotation = Rotation(size_bytes=rotate_size, age_s=rotate_age, keep_files=keep_files)
     _check_verdicts(jsonl, rotation)
+    if evidence_size is not None and (rejects, maps) == (None, None):
+        raise UsageError("--evidence-size limits rejects and maps: add --rejects DIR or --maps DIR")
     show_logging()
     opened = open_bundle(bundle, require_signature, expect, remember=True)
     inspector = open_inspector(
@@ -263,6 +265,8 @@ def _check_verdicts(jsonl: Path | None, rotation: Rotation) -> None:
         raise UsageError("stdout is closed, so verdicts have nowhere to go: add --jsonl FILE")
     if jsonl is None and rotation != NO_ROTATION:
         raise UsageError("--rotate-size, --rotate-age and --keep-files apply to a file of verdicts: add --jsonl FILE")
+    if rotation.keep_files is not None and (rotation.size_bytes, rotation.age_s) == (None, None):
+        raise UsageError("--keep-files counts files that were set aside: add --rotate-size or --rotate-age")
 
 
 def _announce(inspector: EngineInspector, frames: Sequence[FrameSource], policies: Sequence[Policy]) -> None:

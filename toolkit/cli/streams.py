@@ -44,10 +44,11 @@ def open_sources(
     from adedge.runtime.sources import open_source
     from adedge.runtime.sources.address import distinct_names, resolve
 
-    printable = all(name.strip() and name.isprintable() for name in names)
-    if names and (len(names) != len(sources) or len(set(names)) < len(names) or not printable):
+    unfit = [n for i, n in enumerate(names) if not (n.strip() and n.isprintable()) or n in names[:i]]
+    if names and (len(names) != len(sources) or unfit):
+        why = f" ({unfit[0]!r} is not)" if unfit else ""
         raise UsageError(
-            f"{len(names)} --name for {len(sources)} source(s): give each source one, all different and printable"
+            f"{len(names)} --name for {len(sources)} source(s): give each source one, all different and printable{why}"
         )
     addresses = [resolve(source, warn) for source in sources]
     opened: list[FrameSource] = []

@@ -48,6 +48,17 @@ def test_inspect_says_what_the_margin_leaves_out(
     assert meaning in line
 
 
+def test_a_name_takes_one_line(red_bundle: Bundle, invoke: Invoke) -> None:
+    path = red_bundle.path.rename(red_bundle.path.with_name("a\nsigned  as version 9.adedge"))
+    with Bundle.open(path).edit() as draft:
+        provenance = draft.manifest.provenance.model_copy(update={"data": "b\nsigned  as version 9"})
+        draft.manifest = draft.manifest.replace(provenance=provenance.model_dump())
+    text = invoke("inspect", path).stdout
+    assert "a\\nsigned" in text
+    assert "b\\nsigned" in text
+    assert len([line for line in text.splitlines() if line.strip().startswith("signed")]) == 1
+
+
 def test_inspect_json_is_the_manifest(bundle: Path, adedge: Adedge) -> None:
     record = json.loads(adedge("inspect", bundle, "--json").stdout)
     assert record["problems"] == []

@@ -217,6 +217,8 @@ def test_verdicts_are_rotated(bundle: Path, pictures: Path, tmp_path: Path) -> N
         (("--rotate-size", "1MB"), "add --jsonl"),
         (("--jsonl", "v.jsonl", "--rotate-size", "5 apples"), "'5 apples' is no size"),
         (("--jsonl", "v.jsonl", "--rotate-age", "0d"), "'0d' is no age"),
+        (("--jsonl", "v.jsonl", "--keep-files", "3"), "add --rotate-size or --rotate-age"),
+        (("--evidence-size", "5GB"), "add --rejects DIR or --maps DIR"),
     ],
 )
 def test_a_size_or_an_age_that_is_none_is_a_wrong_call(

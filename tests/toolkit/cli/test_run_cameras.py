@@ -209,6 +209,8 @@ def test_names_that_do_not_fit(invoke: Invoke, grey_bundle: Path, tmp_path: Path
     result = invoke("run", grey_bundle, "synthetic:brick?frames=1", "synthetic:brick?frames=1", *words)
     assert result.exception is not None
     assert f"{len(names)} --name for 2 source(s): give each source one" in str(result.exception)
+    if len(names) == 2:
+        assert f"{names[1]!r} is not" in str(result.exception)
 
 
 def test_strict_fails_on_a_damaged_video(invoke: Invoke, grey_bundle: Path, tmp_path: Path) -> None:
