@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,21 @@ from adedge.errors import OutputError
 from adedge.runtime.disk import DiskFull, create_whole, writing
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The kernel writes the first 1000 bytes of a file and refuses the rest."""
+    """The kernel writes the first 1000 bytes of a file and refuses the rest; of pytest's own output as well."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.fault("the disk fills up with rejects and maps")
-def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path, small_files: None) -> None:
+def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     create_whole(tmp_path / "fits", bytes(1000))
-    with pytest.raises(OutputError, match="too large"):
+    with pytest.raises(OutputError, match="too large"), small_files():
         create_whole(tmp_path / "too-large", bytes(1001))
     assert [path.name for path in tmp_path.iterdir()] == ["fits"]
 
