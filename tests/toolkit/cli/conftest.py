@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from adedge.bundle import create
 from adedge.cli import COMMANDS, app
+from adedge.console import output
 from adedge.manifest import Manifest, Provenance, Threshold
 from adedge.runtime.engines import EngineRecord, Tensor
 from adedge.specs import Dssim, InputSpec, ReadyMap, ScoreSpec, Uniform
@@ -41,7 +42,9 @@ def invoke() -> Callable[..., Result]:
         importlib.import_module(f"adedge.cli.{command}")
 
     def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
+        with pytest.MonkeyPatch.context() as wide:
+            wide.setattr(output, "_width", 300)  # it has read COLUMNS already; names and folders of tests are long
+            return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
 
     return run
 
