@@ -182,8 +182,15 @@ def convert_opset(model: ModelProto, opset: int) -> ModelProto:
 
     A model that already uses ``opset`` or a newer one is returned as it is.
     """
-    if opset_of(model) >= opset:
-        return model
+    return model if opset_of(model) >= opset else _converted(model, opset)
+
+
+def lower_opset(model: ModelProto, opset: int) -> ModelProto:
+    """As `convert_opset`, to an older opset; a model that uses ``opset`` or an older one is returned as it is."""
+    return model if opset_of(model) <= opset else _converted(model, opset)
+
+
+def _converted(model: ModelProto, opset: int) -> ModelProto:
     try:
         return onnx.version_converter.convert_version(model, opset)
     except Exception as exc:  # onnx raises C++ exceptions as RuntimeError, among others

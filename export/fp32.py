@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adedge.bundle import Bundle
-from adedge.calibration.onnx_model import OPSET, ModelProto, convert_opset, opset_of, parse, serialise
+from adedge.calibration.onnx_model import OPSET, ModelProto, convert_opset, lower_opset, parse, serialise
 from adedge.errors import EngineError
 from adedge.manifest import IMPORTED
 from adedge.specs import Dssim, InputSpec, ScoreSpec
@@ -62,8 +62,9 @@ def graph_from_module(module: Network, spec: InputSpec, outputs: tuple[str, ...]
     from adedge.methods.onnx_export import onnx_from_network
 
     model = parse(onnx_from_network(module, spec.shape, input_name=INPUT, output_names=outputs, opset=opset))
-    if opset_of(model) != opset:
-        raise EngineError(f"the network has no form in opset {opset}, only in {opset_of(model)}: choose that one")
+    model = lower_opset(
+        convert_opset(model, opset), opset
+    )  # PyTorch exports to its own lowest, and cannot always convert further down
     if len(model.graph.output) != len(outputs):
         raise EngineError(
             f"the network has {len(model.graph.output)} outputs, and {', '.join(outputs)} are expected: "

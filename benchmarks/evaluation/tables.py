@@ -146,7 +146,11 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
         + (", and in parentheses the value that the paper reports" if published else "")
         + ". Measured with the reference (PyTorch, FP32) on the whole test set, none of which was used in training.",
         f"Seeds: {', '.join(map(str, seeds))}. Budget: {', '.join(sorted({cell.budget for cell in cells}))}"
-        + (", a fraction of the papers' training" if any(cell.budget != "paper" for cell in cells) else "")
+        + (
+            ", a fraction of the papers' training"
+            if any(cell.budget not in ("paper", "none") for cell in cells)
+            else ""
+        )
         + (", bfloat16" if any(cell.task.amp for cell in cells) else "")
         + ".",
     ]

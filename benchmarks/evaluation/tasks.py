@@ -23,6 +23,8 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "students/p17": {"patches": [17]},
     "students/p65": {"patches": [65]},
     "students/multi-scale": {"patches": [17, 33, 65]},
+    "memory/attention": {},
+    "memory/nearest": {"form": "nearest"},
     "mkd/vgg16": {},
     "hfr/resnet18": {"encoder": "resnet18"},
     "hfr/wide-resnet50-2": {"encoder": "wide-resnet50-2"},
@@ -156,12 +158,12 @@ def tasks_from(
 ) -> list[Task]:
     """Every combination, ordered by seed, so that whole tables are finished early; for ``options`` see `parse_options`.
 
-    ``budget`` is left out for a method of another package that has no such option.
+    ``budget`` is left out for a method that has no such option.
     """
     system_options: dict[str, dict[str, Any]] = {}
     for system in systems:
         method = system.partition("/")[0]
-        preset = {"budget": budget} if system in SYSTEMS or "budget" in _fields(method) else {}
+        preset = {"budget": budget} if "budget" in _fields(method) else {}
         system_options[system] = {**preset, **SYSTEMS.get(system, {}), **options.get(method, {})}
     return [
         Task(

@@ -20,6 +20,7 @@ from adedge.calibration.onnx_model import (
     convert_opset,
     initializers,
     load,
+    lower_opset,
     multiply_accumulates,
     opset_of,
     parse,
@@ -302,9 +303,19 @@ def test_a_newer_opset_computes_the_same_under_the_same_names() -> None:
     np.testing.assert_array_equal(run(serialise(new), FRAMES), run(old, FRAMES))
 
 
-def test_an_opset_is_never_lowered() -> None:
+def test_an_opset_is_lowered_only_if_it_is_meant() -> None:
     new = model(opset=19)
     assert convert_opset(new, 17) is new
+    old = lower_opset(new, 17)
+    assert (opset_of(new), opset_of(old)) == (19, 17)
+    assert [node.name for node in old.graph.node] == [node.name for node in new.graph.node]
+    np.testing.assert_array_equal(run(serialise(old), FRAMES), run(new, FRAMES))
+
+
+def test_a_model_of_the_opset_is_returned_as_it_is() -> None:
+    same = model(opset=19)
+    assert convert_opset(same, 19) is same
+    assert lower_opset(same, 19) is same
 
 
 def test_what_has_no_newer_form_is_refused_in_one_line() -> None:

@@ -33,7 +33,7 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: oesdn, oesdn/sdn, oesdn/ae; students (p33), students/p17, students/p65, "
-            "students/multi-scale; mkd; hfr (ResNet-18), hfr/wide-resnet50-2."
+            "students/multi-scale; mkd; hfr (ResNet-18), hfr/wide-resnet50-2; memory (attention), memory/nearest."
         ),
     ] = "oesdn,students,mkd,hfr",
     seeds: Annotated[

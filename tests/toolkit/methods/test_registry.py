@@ -25,18 +25,18 @@ class Own(Hfr):
 
 
 def test_own_methods_come_first_and_the_known_ones_are_listed() -> None:
-    assert method_names()[:4] == ("oesdn", "hfr", "mkd", "students")
+    assert method_names()[:5] == ("oesdn", "memory", "hfr", "mkd", "students")
     assert method_named("oesdn") is OeSdn
     for name in BUILT_IN:
         assert method_named(name).name == name
-    with pytest.raises(UsageError, match="unknown method 'oesnd': choose from hfr, mkd, oesdn, students"):
+    with pytest.raises(UsageError, match="unknown method 'oesnd': choose from hfr, memory, mkd, oesdn, students"):
         method_named("oesnd")
 
 
 def test_a_package_brings_a_method(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = install("derived", DERIVED.format("own"), "own = derived:Own")
     monkeypatch.syspath_prepend(folder)
-    assert method_names() == ("oesdn", "hfr", "mkd", "students", "own")
+    assert method_names() == ("oesdn", "memory", "hfr", "mkd", "students", "own")
     assert method_named("own").name == "own"
 
 

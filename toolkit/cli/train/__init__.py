@@ -11,6 +11,7 @@ import typer
 from adedge.cli import app
 from adedge.cli.train.generic import Methods
 from adedge.cli.train.hfr import hfr_options
+from adedge.cli.train.memory import memory_options
 from adedge.cli.train.mkd import mkd_options
 from adedge.cli.train.oesdn import oesdn_options
 from adedge.cli.train.options import training_command
@@ -21,6 +22,7 @@ command = typer.Typer(
 )
 app.add_typer(command, name="train")
 command.command("oesdn")(training_command("oesdn", oesdn_options))
+command.command("memory")(training_command("memory", memory_options))
 command.command("hfr")(training_command("hfr", hfr_options))
 command.command("mkd")(training_command("mkd", mkd_options))
 command.command("students")(training_command("students", students_options))
