@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adedge.bundle import Bundle
 from adedge.data.pictures import network_input
 from adedge.errors import GateError
+from adedge.escaping import command_line
 from adedge.golden import Golden, read_golden
 from adedge.manifest import Difference, Manifest
 from adedge.metrics import auroc, count_flips
@@ -155,7 +156,7 @@ def one_sided_golden(bundle: Bundle) -> str | None:
     verdict, missing = ("rejects", "good") if rejected.all() else ("accepts", "defective")
     return (
         f"the model {verdict} all {len(rejected)} golden frames, so engines that agree with it on them prove nothing: "
-        f"run 'adedge prove {bundle.path} PICTURES' with {missing} ones too"
+        f"run '{command_line('prove', bundle.path, 'PICTURES')}' with {missing} ones too"
     )
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adedge.errors import BundleError, UsageError
+from adedge.errors import BundleError, UsageError, reason
 from adedge.files import flush_file, make_directories, write_flushed
 from adedge.json_files import parse_json
 from adedge.limits import JSON_BYTES, MEMBER_BYTES, SIGNATURE_BYTES, Limit, check, read_file
@@ -162,7 +162,7 @@ class Bundle:
         except (FileNotFoundError, NotADirectoryError):
             raise self._unlike(f"{path} is missing although {MANIFEST} lists it") from None
         except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise BundleError(f"{path} cannot be read: {reason(error)}") from error
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != self._record(name).bytes:
@@ -171,7 +171,7 @@ class Bundle:
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 yield stream
         except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise BundleError(f"{path} cannot be read: {reason(error)}") from error
         finally:
             os.close(descriptor)
 
@@ -341,7 +341,7 @@ def _read_if_present(path: Path, limit: Limit = JSON_BYTES) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise BundleError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -400,24 +400,23 @@ _WAYS_OUT = {
 
 
 def _disk_error(path: Path, error: OSError) -> BundleError:
-    reason = _reason(path, error)
+    why = _reason(path, error)
     if error.errno in _DISK_FULL:
         what = f"the disk that holds {path} is full: free some space"
     elif error.errno in (errno.EBUSY, errno.EXDEV):
         what = (
-            f"{path} cannot be replaced, because it is a mount point or part of a container's image ({reason}): mount "
+            f"{path} cannot be replaced, because it is a mount point or part of a container's image ({why}): mount "
             "the folder that holds it, or make a copy (cp -r) and use that"
         )
     else:
-        what = f"{path} cannot be written ({reason}){_WAYS_OUT.get(error.errno or 0, '')}"
+        what = f"{path} cannot be written ({why}){_WAYS_OUT.get(error.errno or 0, '')}"
     return BundleError(f"{what}; the bundle is unchanged")
 
 
 def _reason(path: Path, error: OSError) -> str:
     """The reason of an error, with the file if it is another one than ``path``."""
-    reason = error.strerror or str(error)
     name = error.filename
-    return f"{name}: {reason}" if isinstance(name, str) and name != str(path) else reason
+    return f"{name}: {reason(error)}" if isinstance(name, str) and name != str(path) else reason(error)
 
 
 def _real(path: Path) -> Path:

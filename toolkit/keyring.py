@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError
 
-from adedge.errors import UsageError
+from adedge.errors import UsageError, reason
 from adedge.files import write_whole
 from adedge.json_files import parse_json
 from adedge.limits import JSON_BYTES, read_file
@@ -130,7 +130,7 @@ def _read(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be read ({error.strerror or error}): give a .pub file or a keyring that this user can read"
+            f"{path} cannot be read ({reason(error)}): give a .pub file or a keyring that this user can read"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _write(path: Path, file: KeyringFile) -> None:
     try:
         write_whole(path, file.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror or error}): choose another place") from error
+        raise UsageError(f"{path} cannot be written ({reason(error)}): choose another place") from error
 
 
 def _public_key(data: bytes, path: Path) -> Ed25519PublicKey:

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
 from adedge.bundle import Bundle
-from adedge.errors import BundleError, OutputError, UsageError
+from adedge.errors import BundleError, OutputError, UsageError, reason
+from adedge.escaping import command_line
 from adedge.files import locked, write_new, write_whole
 from adedge.json_files import parse_json
 from adedge.keyring import Keyring, key_id, read_keyring
@@ -181,7 +182,7 @@ def accept(
             write_whole(path, json.dumps({**versions, expect: claim.version}, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}), so an older bundle could not be refused later: "
+            f"{path} cannot be written ({reason(error)}), so an older bundle could not be refused later: "
             "set ADEDGE_STATE to a directory that this user may write"
         ) from error
     return claim
@@ -296,7 +297,7 @@ def _read_versions(path: Path) -> dict[str, int]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+        raise BundleError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
     if not all(type(version) is int for version in values.values()):
         raise BundleError(f"{path} is damaged: {remedy}")
     return values
@@ -306,11 +307,9 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(read_file(path, JSON_BYTES, UsageError), password=None)
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: create a key with 'adedge keygen {path}'") from None
+        raise UsageError(f"{path} does not exist: create a key with '{command_line('keygen', path)}'") from None
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror or error}): give the file of the private key"
-        ) from error
+        raise UsageError(f"{path} cannot be read ({reason(error)}): give the file of the private key") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is not a private key in PEM form: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adedge.errors import BundleError
+from adedge.escaping import command_line
 from adedge.files import flush_directory, flush_tree
 
 LOCK, NEW, OLD = "lock", "new", "old"
@@ -58,7 +59,7 @@ class Staging:
         except OSError as error:
             raise BundleError(
                 f"{self._path} was written, but the disk does not confirm it ({error.strerror}): check the disk, then "
-                f"run 'adedge inspect {self._path}'"
+                f"run '{command_line('inspect', self._path)}'"
             ) from error
 
 

@@ -14,7 +14,7 @@ from adedge.cli import app
 from adedge.cli.options import Expect, RequireSignature
 from adedge.cli.storage import check_folder, is_writable
 from adedge.console import note, output, progress, warn
-from adedge.errors import BundleError, EngineError, GateError, OutputError
+from adedge.errors import BundleError, EngineError, GateError, OutputError, reason
 from adedge.escaping import command_line
 from adedge.files import write_whole
 from adedge.specs import Precision, Target
@@ -137,8 +137,9 @@ def _write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, text + "\n")
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"the proof cannot be written to {file} ({reason}): choose another place with -o") from error
+        raise OutputError(
+            f"the proof cannot be written to {file} ({reason(error)}): choose another place with -o"
+        ) from error
 
 
 def summary_of(proof: Proof) -> str:

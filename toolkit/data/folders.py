@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from adedge.errors import DataError
+from adedge.errors import DataError, reason
 
 PICTURE_SUFFIXES: frozenset[str] = frozenset(
     {".bmp", ".j2k", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
@@ -128,7 +128,7 @@ def list_folder(top: Path) -> Listing:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     found[_kind(entry)].append(folder / entry.name)
         except OSError as error:
-            unreadable.append(f"{folder} ({error.strerror or error})")
+            unreadable.append(f"{folder} ({reason(error)})")
     unreadable += [f"{path} (the link leads nowhere, or where this user may not read)" for path in found["lost"]]
     left_out = LeftOut(
         unknown=Counter(path.suffix.lower() for path in found["unknown"]),
@@ -180,7 +180,7 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError as error:
         raise DataError(
-            f"the folder {folder} cannot be read ({error.strerror or error}): change its permissions, or move it away"
+            f"the folder {folder} cannot be read ({reason(error)}): change its permissions, or move it away"
         ) from error
 
 

@@ -148,6 +148,15 @@ def pooled_resnet18(weights: str) -> PooledResNet18:
     return network.eval().requires_grad_(False)
 
 
+def unit_length(features: Tensor) -> Tensor:
+    """Features (N, C, h, w) scaled to length 1 over the channels, same shape; those of length 0 stay 0.
+
+    Dividing by the largest value first keeps the squares within FP16.
+    """
+    scaled = features / (features.abs().amax(dim=1, keepdim=True) + 1e-4)
+    return scaled * torch.rsqrt(scaled.square().sum(dim=1, keepdim=True) + 1e-6)
+
+
 def untrained(name: Backbone) -> ResNetFeatures | VggFeatures | EfficientNetLite0:
     """A backbone with random weights. Raises `MissingDependency` without torchvision."""
     if name == "efficientnet-lite0":

@@ -79,13 +79,7 @@ def residuals(encoded: Tensor, decoded: Tensor) -> Tensor:
     Half the squared distance of two unit vectors equals 1 minus their cosine. It is computed as the distance, because
     for similar vectors the subtraction from 1 would cancel out in FP16.
     """
-    return 0.5 * (_unit(encoded) - _unit(decoded)).square().sum(dim=1, keepdim=True)
-
-
-def _unit(features: Tensor) -> Tensor:
-    # Dividing by the largest value first keeps the squares within FP16. Features of length 0 stay 0.
-    scaled = features / (features.abs().amax(dim=1, keepdim=True) + 1e-4)
-    return scaled * torch.rsqrt(scaled.square().sum(dim=1, keepdim=True) + 1e-6)
+    return 0.5 * (backbones.unit_length(encoded) - backbones.unit_length(decoded)).square().sum(dim=1, keepdim=True)
 
 
 class Detector(nn.Module):

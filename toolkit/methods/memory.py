@@ -41,10 +41,7 @@ STRIDES = {"efficientnet-lite0": (4, 8, 16, 32), "resnet18": (4, 8, 16), "wide-r
 
 def descriptors(features: Tensor) -> Tensor:
     """Features (N, C, h, w) -> averages over 3 x 3 places (fewer at the border), scaled to length 1, same shape."""
-    pooled = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
-    # Dividing by the largest value first keeps the squares within FP16. Descriptors of length 0 stay 0.
-    scaled = pooled / (pooled.abs().amax(dim=1, keepdim=True) + 1e-4)
-    return scaled * torch.rsqrt(scaled.square().sum(dim=1, keepdim=True) + 1e-6)
+    return backbones.unit_length(F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False))
 
 
 class Bank(nn.Module):
