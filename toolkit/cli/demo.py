@@ -26,7 +26,7 @@ def demo(
 ) -> None:
     """Run the whole workflow, from train to benchmark, on a photograph that comes with scikit-image.
 
-    Takes at most ten minutes on two CPU cores. If interrupted, run it again to continue; delete the output folder to
+    Takes about ten minutes on two CPU cores. If interrupted, run it again to continue; delete the output folder to
     start over.
     """
     from adedge.data.synthesis import DEMO, write_demo_dataset
